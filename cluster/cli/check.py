@@ -1,0 +1,243 @@
+"""`cuvee check FILE`: what a blend file means, whether it fits, and what looks wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from cluster.cli.advice import warnings_about
+from cluster.cli.examine import BlendReport, MemberReport, Report, examine
+from cluster.cli.output import (
+    human_bytes,
+    human_count,
+    plain_number,
+    print_json,
+    print_line,
+    print_table,
+    working,
+)
+from cluster.errors import SpecError
+from cluster.models.machine import free_memory_bytes, num_cpus
+from cluster.models.reference import ModelKind
+from cluster.spec import load_spec
+
+
+def check(file: Path, as_json: bool, console: Console) -> int:
+    """Examine a blend file without loading weights or asking the hub; 0 when it can be served."""
+    try:
+        spec = load_spec(file)
+    except SpecError as error:
+        _print_problems(console, file, error.message.splitlines(), as_json=as_json)
+        return 1
+    with working(f"checking {file}") as progress:
+        report = examine(spec, progress)
+        warnings = warnings_about(
+            report, num_cpus=num_cpus(), memory_bytes=free_memory_bytes("cpu")
+        )
+    if as_json:
+        print_json(console, {"file": str(file), **_as_mapping(report, warnings)})
+    else:
+        _print_report(console, file, report, warnings)
+    return 1 if report.failures else 0
+
+
+def _print_problems(console: Console, file: Path, problems: list[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json(console, {"file": str(file), "ok": False, "errors": problems})
+        return
+    for problem in problems:
+        print_line(console, problem)
+    print_line(console, Text(f"✗ {file}: {_count(problems, 'problem')}", "bold red"))
+
+
+def _print_report(console: Console, file: Path, report: Report, warnings: list[str]) -> None:
+    members = list(report.members.values())
+    if members:
+        _print_members(console, members, file)
+        _print_replicas(console, members)
+        print_line(console, f"{_cluster_words(members)}\n")
+    for blend in report.blends.values():
+        _print_blend(console, blend, is_default=blend.name == report.spec.default_blend)
+    for warning in warnings:
+        print_line(console, Text.assemble(("! ", "bold yellow"), warning))
+    for name, error in report.failures.items():
+        print_line(console, Text.assemble(("✗ ", "bold red"), f"members.{name}: {error.message}"))
+    if warnings or report.failures:
+        print_line(console)
+    print_line(console, _verdict(file, report))
+
+
+def _verdict(file: Path, report: Report) -> Text:
+    if report.failures:
+        return Text(f"✗ {file}: {_count(report.failures, 'member')} cannot be served", "bold red")
+    blends, members = _count(report.spec.blends, "blend"), _count(report.spec.members, "member")
+    return Text(f"✓ {file}: {blends} of {members}", "bold green")
+
+
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _print_members(console: Console, members: list[MemberReport], file: Path) -> None:
+    rows = [
+        (
+            member.name,
+            _short_model(member, file),
+            human_count(member.facts.sizes.num_parameters),
+            member.dtype,
+            f"{member.context:,}",
+            f"{member.facts.vocab_size:,} {member.vocabulary}",
+            "yes" if member.facts.has_chat_template else "no",
+        )
+        for member in members
+    ]
+    columns = ("member", "model", "params", "dtype", "context", "vocabulary", "chat")
+    print_table(console, columns, rows, right=("params", "context", "vocabulary"))
+
+
+def _short_model(member: MemberReport, file: Path) -> str:
+    """Folders as the file most likely writes them, since the spec holds them in full."""
+    here = file.absolute().parent
+    if member.spec.reference.kind is ModelKind.FOLDER and member.facts.folder.is_relative_to(here):
+        return f"./{member.facts.folder.relative_to(here)}"
+    return member.spec.model
+
+
+def _print_replicas(console: Console, members: list[MemberReport]) -> None:
+    """What one replica of each member takes, and how many generations it holds at once."""
+    rows = [
+        (
+            member.name,
+            human_bytes(member.facts.weight_bytes(member.spec.dtype)),
+            _kv_words(member),
+            human_bytes(member.need.process_bytes) if member.need else "",
+            human_bytes(member.need.total_bytes) if member.need else "at load",
+            plain_number(member.spec.resources.num_cpus),
+            plain_number(member.spec.resources.num_gpus),
+            f"{member.num_generations:,}" if member.num_generations else "at load",
+            _range(member.spec.min_replicas, member.spec.max_replicas),
+        )
+        for member in members
+    ]
+    amounts = ("weights", "kv", "process", "memory", "cpus", "gpus", "at once", "replicas")
+    print_table(console, ("replica of", *amounts), rows, right=amounts)
+    print_line(console, Text("at once: generations of full context that fit in the KV", "dim"))
+    if any(member.spec.kv_memory_bytes is None for member in members):
+        words = "~: kv_memory is not set, so it is decided at load; here from what is free now"
+        print_line(console, Text(words, "dim"))
+
+
+def _kv_words(member: MemberReport) -> str:
+    if member.need is None:
+        return "at load"
+    return ("" if member.spec.kv_memory_bytes else "~") + human_bytes(member.need.kv_bytes)
+
+
+def _cluster_words(members: list[MemberReport]) -> str:
+    """What all replicas take together, from the smallest cluster to the largest."""
+
+    def total(amount: Callable[[MemberReport], float]) -> tuple[float, float]:
+        low = sum(amount(member) * member.spec.min_replicas for member in members)
+        high = sum(amount(member) * member.spec.max_replicas for member in members)
+        return round(low, 6), round(high, 6)
+
+    low_bytes, high_bytes = total(lambda m: m.need.total_bytes if m.need else 0)
+    memory = human_bytes(int(low_bytes))
+    if high_bytes > low_bytes:
+        memory = f"{memory} to {human_bytes(int(high_bytes))}"
+    if not all(member.need for member in members):
+        memory = f"at least {memory}"
+    words = [
+        f"cluster: {_range(*total(lambda m: 1))} replicas",
+        f"{memory} of memory",
+        f"{_range(*total(lambda m: m.spec.resources.num_cpus))} CPUs",
+        f"{_range(*total(lambda m: m.spec.resources.num_gpus))} GPUs",
+    ]
+    return ", ".join(word for word in words if not word.startswith("–"))
+
+
+def _range(low: float, high: float) -> str:
+    return plain_number(low) if low == high else f"{low:g} to {high:g}"
+
+
+def _print_blend(console: Console, blend: BlendReport, *, is_default: bool) -> None:
+    spec = blend.spec
+    heading = Text.assemble((blend.name, "bold"), " (default)" if is_default else "")
+    heading.append(f"  {spec.method}, span {_span_words(blend)}", "")
+    heading.append(f"  revision {blend.revision}", "dim")
+    print_line(console, heading)
+    if spec.description:
+        print_line(console, f"  {spec.description}")
+    width = max(map(len, spec.weights))
+    for name, share in spec.weights.items():
+        bar = "█" * round(share * 30)
+        print_line(console, Text.assemble(f"  {name:<{width}}  {share:>6.1%}  ", (bar, "cyan")))
+    print_line(console, f"  {_exchange_words(blend)}")
+    chosen = spec.sampling.model_dump(exclude_unset=True)
+    if chosen:
+        words = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+        print_line(console, f"  sampling: {words}")
+    print_line(console)
+
+
+def _span_words(blend: BlendReport) -> str:
+    words = f"{blend.span} tokens" if isinstance(blend.span, int) else str(blend.span)
+    return f"{words} (by default)" if blend.spec.span is None else words
+
+
+def _exchange_words(blend: BlendReport) -> str:
+    if len(blend.vocabularies) == 1:
+        return "one vocabulary: token ids are exchanged, exactly"
+    groups = "; ".join(", ".join(names) for names in blend.vocabularies.values())
+    return f"{len(blend.vocabularies)} vocabularies ({groups}): bytes are exchanged"
+
+
+def _as_mapping(report: Report, warnings: list[str]) -> dict[str, Any]:
+    return {
+        "ok": not report.failures,
+        "errors": [f"members.{name}: {e.message}" for name, e in report.failures.items()],
+        "warnings": warnings,
+        "default_blend": report.spec.default_blend,
+        "members": {name: _member_mapping(member) for name, member in report.members.items()},
+        "blends": {name: _blend_mapping(blend) for name, blend in report.blends.items()},
+    }
+
+
+def _member_mapping(member: MemberReport) -> dict[str, Any]:
+    facts, need, resources = member.facts, member.need, member.spec.resources
+    return {
+        "model": member.spec.model,
+        "folder": str(facts.folder),
+        "architecture": facts.architecture,
+        "num_parameters": facts.sizes.num_parameters,
+        "dtype": member.dtype,
+        "device": member.device,
+        "max_context": member.context,
+        "vocab_size": facts.vocab_size,
+        "vocabulary": member.vocabulary,
+        "has_chat_template": facts.has_chat_template,
+        "weights_bytes": facts.weight_bytes(member.spec.dtype),
+        "kv_bytes": need.kv_bytes if need else None,
+        "total_bytes": need.total_bytes if need else None,
+        "num_full_generations": member.num_generations,
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+        "min_replicas": member.spec.min_replicas,
+        "max_replicas": member.spec.max_replicas,
+    }
+
+
+def _blend_mapping(blend: BlendReport) -> dict[str, Any]:
+    return {
+        "method": blend.spec.method,
+        "span": blend.span,
+        "revision": blend.revision,
+        "weights": dict(blend.spec.weights),
+        "one_vocabulary": len(blend.vocabularies) == 1,
+        "sampling": blend.spec.sampling.model_dump(mode="json"),
+        "description": blend.spec.description,
+    }

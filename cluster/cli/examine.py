@@ -1,0 +1,119 @@
+"""What a blend file will mean on a cluster, found out without loading any weights.
+
+All that `cuvee check` shows is computed here; how it looks is `cluster.cli.check`'s business.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import CuveeError
+from cluster.models.facts import (
+    MemoryNeed,
+    ModelFacts,
+    default_kv_memory,
+    max_leases,
+    memory_need,
+    read_facts,
+    read_fingerprint,
+)
+from cluster.models.machine import free_memory_bytes
+from cluster.models.resolve import resolve
+from cluster.spec import BlendSpec, ClusterSpec, MemberSpec, Span
+
+
+@dataclass(frozen=True, slots=True)
+class MemberReport:
+    """One member: its model's facts and what one replica of it takes and gives."""
+
+    name: str
+    spec: MemberSpec
+    facts: ModelFacts
+    vocabulary: str  # a letter; members with the same one share their vocabulary
+    device: str
+    need: MemoryNeed | None  # None: decided at load, on hardware that is not here
+    num_generations: int | None  # of full length, at once; None with `need`
+
+    @property
+    def dtype(self) -> str:
+        return self.facts.dtype(self.spec.dtype)
+
+    @property
+    def context(self) -> int:
+        return self.facts.context(self.spec.max_context)
+
+
+@dataclass(frozen=True, slots=True)
+class BlendReport:
+    """One blend, with everything resolved that its file leaves open."""
+
+    name: str
+    spec: BlendSpec
+    span: Span
+    revision: str
+    vocabularies: Mapping[str, tuple[str, ...]]  # letter to the names of its members
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole blend file; `failures` are members that could not be examined, and why."""
+
+    spec: ClusterSpec
+    members: Mapping[str, MemberReport]
+    blends: Mapping[str, BlendReport]
+    failures: Mapping[str, CuveeError]
+
+
+def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
+    """Look at every member's folder; blends are reported where all their members could be read."""
+    members: dict[str, MemberReport] = {}
+    failures: dict[str, CuveeError] = {}
+    letters: dict[str, str] = {}  # fingerprint to letter
+    fingerprints: dict[Path, str] = {}
+    for name, member in spec.members.items():
+        progress(f"reading {name}")
+        try:
+            folder = resolve(member.model, member.revision, download=False)
+            facts = read_facts(folder)
+            if folder not in fingerprints:
+                fingerprints[folder] = read_fingerprint(folder)
+            fallback = string.ascii_uppercase[len(letters) % 26]
+            letter = letters.setdefault(fingerprints[folder], fallback)
+            members[name] = _member_report(name, member, facts, letter)
+        except CuveeError as error:
+            failures[name] = error
+    blends = {
+        name: _blend_report(spec, name, members)
+        for name, blend in spec.blends.items()
+        if all(member in members for member in blend.members)
+    }
+    return Report(spec, members, blends, failures)
+
+
+def _member_report(name: str, spec: MemberSpec, facts: ModelFacts, letter: str) -> MemberReport:
+    device = "cuda" if spec.resources.num_gpus else "cpu"
+    kv_memory_bytes = spec.kv_memory_bytes
+    if kv_memory_bytes is None and (free_bytes := free_memory_bytes(device)) is not None:
+        kv_memory_bytes = default_kv_memory(
+            facts, spec.dtype, device=device, free_bytes=free_bytes, max_context=spec.max_context
+        )
+    need, num_generations = None, None
+    if kv_memory_bytes is not None:
+        need = memory_need(facts, spec.dtype, kv_memory_bytes)
+        num_generations = max_leases(
+            facts, spec.dtype, kv_memory_bytes=kv_memory_bytes, max_context=spec.max_context
+        )
+    return MemberReport(name, spec, facts, letter, device, need, num_generations)
+
+
+def _blend_report(spec: ClusterSpec, name: str, members: Mapping[str, MemberReport]) -> BlendReport:
+    blend = spec.blends[name]
+    vocabularies: dict[str, tuple[str, ...]] = {}
+    for member in blend.members:
+        letter = members[member].vocabulary
+        vocabularies[letter] = (*vocabularies.get(letter, ()), member)
+    span = blend.span_for(one_vocabulary=len(vocabularies) == 1)
+    return BlendReport(name, blend, span, spec.revision_of(name), vocabularies)

@@ -1,0 +1,102 @@
+"""`cuvee`: the typer app, as far as it goes without Ray; `deployments.cli` adds `up` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster import __version__
+from cluster.cli.blends import blends
+from cluster.cli.chat import chat
+from cluster.cli.generate import generate
+from cluster.cli.options import JsonOption
+
+app = typer.Typer(
+    name="cuvee",
+    help="Several small language models served as one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes cost more time than all the rest of --help
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models = typer.Typer(
+    help="Models that blend files can name.", no_args_is_help=True, rich_markup_mode=None
+)
+
+RevisionOption = Annotated[
+    str | None, typer.Option(help="A branch, tag or commit of a hub repository.")
+]
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"cuvee {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    """Several small language models served as one."""
+
+
+app.command()(generate)
+app.command()(chat)
+app.command()(blends)
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument()], as_json: JsonOption = False) -> None:
+    """Say what a blend file means, whether it fits, and what looks wrong with it."""
+    from rich.console import Console
+
+    from cluster.cli.check import check
+
+    raise typer.Exit(check(file, as_json, Console()))
+
+
+@models.command("list")
+def list_models(as_json: JsonOption = False) -> None:
+    """List the models that are here, and those that can be fetched without a hub."""
+    from rich.console import Console
+
+    from cluster.cli.models import list_models
+
+    raise typer.Exit(list_models(as_json, Console()))
+
+
+@models.command("show")
+def show_model(
+    model: Annotated[str, typer.Argument(help="As a blend file names it.")],
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is known of one model without loading its weights."""
+    from rich.console import Console
+
+    from cluster.cli.models import show_model
+
+    raise typer.Exit(show_model(model, revision, as_json, Console()))
+
+
+@models.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="smollm2, or a hub repository org/name.")],
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a model to this machine."""
+    from rich.console import Console
+
+    from cluster.cli.models import fetch_model
+
+    raise typer.Exit(fetch_model(name, revision, as_json, Console()))
+
+
+app.add_typer(models, name="models")

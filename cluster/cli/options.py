@@ -1,0 +1,74 @@
+"""Flags that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cuvee.v1 import generation_pb2 as pb
+
+DEFAULT_SERVER = "127.0.0.1:9000"
+
+ServerOption = Annotated[
+    str, typer.Option("--server", metavar="HOST:PORT", envvar="CUVEE_SERVER", help="Where to call.")
+]
+BlendOption = Annotated[
+    str, typer.Option("--blend", "-b", help="The blend to ask. Default: the server's.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+MarksOption = Annotated[
+    bool, typer.Option("--marks", help="Mark each change of speaker in the text: ⟨k⟩.")
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after.")
+]
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt given, or all of stdin for `-` and for none where stdin is not a terminal."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise typer.BadParameter("give a prompt, or - to read it from stdin", param_hint="PROMPT")
+    return sys.stdin.read().removesuffix("\n")
+
+
+def parse_weights(given: list[str]) -> dict[str, float]:
+    """`name=0.7`, several times."""
+    weights: dict[str, float] = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise typer.BadParameter(
+                f"got {text!r}; expected MEMBER=NUMBER, such as austen=0.7", param_hint="--weight"
+            )
+        if name in weights:
+            raise typer.BadParameter(f"{name} is given twice", param_hint="--weight")
+        weights[name] = weight
+    return weights
+
+
+def parse_span(text: str) -> pb.Span:
+    """A number of tokens, or one of the named units."""
+    from cuvee.v1 import generation_pb2 as pb
+
+    units = {
+        "word": pb.SPAN_UNIT_WORD,
+        "sentence": pb.SPAN_UNIT_SENTENCE,
+        "response": pb.SPAN_UNIT_RESPONSE,
+    }
+    if text in units:
+        return pb.Span(unit=units[text])
+    if text == "token" or (text.isascii() and text.isdigit() and 0 < int(text) < 2**32):
+        return pb.Span(num_tokens=1 if text == "token" else int(text))
+    raise typer.BadParameter(
+        f"got {text!r}; expected token, word, sentence, response, or a number of tokens",
+        param_hint="--span",
+    )

@@ -1,0 +1,1 @@
+"""What runs inside one member replica: paged cache, ragged batches, sampling, models."""

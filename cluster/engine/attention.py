@@ -1,0 +1,249 @@
+"""Attention over the page pool, as the function that transformers' attention interface calls.
+
+`ATTENTION` is registered without a mask function, so models build no masks and hand us their
+queries, keys and values after positions were applied. New keys and values are written to the pool
+first, then each query attends to its own sequence's rows, in one of two ways:
+
+- *gathered*: pages are copied together and attended by SDPA with a mask (in plain arithmetic where
+  SDPA cannot: softcap, sinks). Any device, any dtype.
+- *varlen*: the flash kernel reads the pages in place. CUDA, half precision. Always with one
+  split: with several it leaves sequences unwritten (pytorch#194167), and one makes results
+  independent of the batch.
+
+What a pass needs beyond queries, keys and values travels in a thread-local context, because
+models pass on no arguments they do not know. Nothing is rebuilt per layer: masks are made once
+per step and window.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from cluster.engine.batch import Batch
+from cluster.errors import Unsupported
+
+ATTENTION = "cuvee"
+
+
+@dataclass(slots=True)
+class Call:
+    """What a layer asks for beyond queries, keys and values."""
+
+    layer: int
+    scaling: float
+    window: int | None  # how many of the last keys a query sees, itself included
+    softcap: float | None
+    sinks: Tensor | None  # [query heads]: logits that take weight and give no value
+
+
+class Context(Protocol):
+    """Carries out the attention of all layers of one forward pass."""
+
+    def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Query [T, Hq, D], key [T, Hkv, D], value [T, Hkv, Dv] -> [1, T, Hq, Dv]."""
+        ...
+
+
+_active = threading.local()
+
+
+@contextmanager
+def attending(context: Context) -> Iterator[None]:
+    """Let `context` carry out the attention of this thread's forward pass."""
+    _active.context = context
+    try:
+        yield
+    finally:
+        _active.context = None
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Called per layer: query [1, Hq, T, D], key, value [1, Hkv, T, D] -> [1, T, Hq, Dv]."""
+    layer = getattr(module, "layer_idx", None)
+    causal = kwargs.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    strange = attention_mask is not None or kwargs.get("position_bias") is not None or not causal
+    if layer is None or strange or query.shape[0] != 1:
+        what = type(module).__name__
+        raise Unsupported("ATTENTION_NOT_PAGED", f"{what} is not plain causal self-attention")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    call = Call(layer, float(scale), sliding_window, softcap, s_aux)
+    context: Context = _active.context
+    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    return context.attend(call, query, key, value), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one layer keeps per token."""
+
+    num_heads: int  # of keys and values
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return self.num_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+class Rows:
+    """One layer's pool: the memory, and the same memory page by page."""
+
+    def __init__(
+        self, num_pages: int, page_size: int, shape: LayerShape, device: torch.device
+    ) -> None:
+        size = num_pages * page_size, shape.num_heads
+        self.keys = torch.zeros(*size, shape.key_dim, dtype=shape.dtype, device=device)
+        self.values = torch.zeros(*size, shape.value_dim, dtype=shape.dtype, device=device)
+        self.key_pages = self.keys.view(num_pages, -1)
+        self.value_pages = self.values.view(num_pages, -1)
+
+
+@dataclass(slots=True)
+class _View:
+    """The part of a group's pages that a window lets its queries see."""
+
+    pages: Tensor  # int64 [chunks * pages]
+    mask: Tensor  # added to the scores: one-token chunks [chunks, 1, 1, S], else [1, 1, L, S]
+
+
+@dataclass(slots=True)
+class PagedAttention:
+    """One step's attention over the pool."""
+
+    rows: dict[int, Rows]
+    page_size: int
+    batch: Batch
+    _views: dict[tuple[int, int | None], _View] = field(default_factory=dict)
+
+    def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows = self.rows[call.layer]
+        rows.keys.index_copy_(0, self.batch.slots, key)
+        rows.values.index_copy_(0, self.batch.slots, value)
+        if self.batch.varlen is not None:
+            return self._attend_varlen(call, query, rows)
+        groups = self.batch.groups
+        if len(groups) == 1:
+            return self._attend_group(call, query, rows, 0)
+        parts = [
+            self._attend_group(call, query[group.begin : group.end], rows, i)
+            for i, group in enumerate(groups)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _attend_varlen(self, call: Call, query: Tensor, rows: Rows) -> Tensor:
+        tables, paged = self.batch.varlen, (-1, self.page_size, *rows.keys.shape[1:])
+        assert tables is not None
+        left = -1 if call.window is None else call.window - 1
+        out = varlen_attn(
+            query,
+            rows.keys.view(paged),
+            rows.values.view(paged),
+            tables.cu_queries,
+            tables.cu_keys,
+            tables.max_queries,
+            tables.max_keys,
+            scale=call.scaling,
+            window_size=(left, 0),
+            enable_gqa=query.shape[1] != rows.keys.shape[1],
+            seqused_k=tables.num_keys,
+            block_table=tables.pages,
+            num_splits=1,
+        )
+        assert isinstance(out, Tensor)
+        return out[None]
+
+    def _attend_group(self, call: Call, query: Tensor, rows: Rows, index: int) -> Tensor:
+        """One product of [B, H, rows, D] and [B, H, S, D]: no key is copied for its query heads.
+
+        One-token chunks: B chunks, H key heads, rows the query heads on each. One long chunk: B
+        key heads, H the query heads on each, with the keys expanded, rows its tokens; so the mask
+        is the same for all heads in both.
+        """
+        num_tokens, num_heads, key_dim = query.shape
+        num_chunks = self.batch.groups[index].pages.shape[0]
+        num_kv, value_dim = rows.values.shape[1:]
+        view = self._view(index, call.window, query.dtype)
+        k = rows.key_pages.index_select(0, view.pages)
+        k = k.view(num_chunks, -1, num_kv, key_dim).transpose(1, 2)
+        v = rows.value_pages.index_select(0, view.pages)
+        v = v.view(num_chunks, -1, num_kv, value_dim).transpose(1, 2)
+        q = query.view(num_tokens, num_kv, -1, key_dim)  # [tokens, Hkv, query heads on each, D]
+        if num_tokens == num_chunks:
+            sinks = None if call.sinks is None else call.sinks.view(1, num_kv, -1, 1)
+            out = _sdpa(q, k, v, view.mask, call, sinks)
+        else:
+            q = q.permute(1, 2, 0, 3)
+            k, v = (x[0][:, None].expand(-1, q.shape[1], -1, -1) for x in (k, v))
+            sinks = None if call.sinks is None else call.sinks.view(num_kv, -1, 1, 1)
+            out = _sdpa(q, k, v, view.mask, call, sinks).permute(2, 0, 1, 3)
+        return out.reshape(1, num_tokens, num_heads, value_dim)
+
+    def _view(self, index: int, window: int | None, dtype: torch.dtype) -> _View:
+        """Pages and mask for a group and window, made by the first layer that asks."""
+        if (index, window) in self._views:
+            return self._views[index, window]
+        group, page_size = self.batch.groups[index], self.page_size
+        num_chunks, num_pages = group.pages.shape
+        num_queries = (group.end - group.begin) // num_chunks
+        positions = group.positions.view(num_chunks, num_queries)
+        pages, first_page = group.pages, positions.new_zeros(num_chunks, 1)
+        num_seen = num_pages if window is None else (window + num_queries - 3) // page_size + 2
+        if window is not None and num_seen < num_pages:
+            first_page = (positions[:, :1] - window + 1).clamp(min=0) // page_size
+            columns = first_page + torch.arange(num_seen, device=pages.device)
+            pages = pages.gather(1, columns.clamp(max=num_pages - 1))
+        num_rows = pages.shape[1] * page_size
+        where = first_page * page_size + torch.arange(num_rows, device=pages.device)
+        seen = where[:, None, :] <= positions[:, :, None]  # [chunks, L, S]
+        if window is not None:
+            seen &= where[:, None, :] > positions[:, :, None] - window
+        mask = torch.zeros(seen.shape, dtype=dtype, device=pages.device)
+        mask.masked_fill_(~seen, float("-inf"))
+        view = self._views[index, window] = _View(pages.flatten(), mask[:, None])
+        return view
+
+
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, call: Call, sinks: Tensor | None
+) -> Tensor:
+    """Query [B, H, L, D], key [B, H, S, D], value [B, H, S, Dv], mask -> [B, H, L, Dv]."""
+    if call.softcap is None and sinks is None:
+        return nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=call.scaling
+        )
+    scores = torch.matmul(q, k.transpose(-1, -2)) * call.scaling
+    if call.softcap is not None:
+        scores = torch.tanh(scores / call.softcap) * call.softcap
+    scores = scores.float() + mask
+    if sinks is not None:
+        column = sinks.float().expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    return torch.matmul(weights.to(v.dtype), v)

@@ -1,0 +1,253 @@
+"""The engine: many sequences, one model, one ragged forward pass per step.
+
+`Engine.step` is synchronous and belongs to one thread; all else may be called from any thread and
+takes effect at the next step. `EngineThread` runs the steps on a thread of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from cluster.engine.base import Runner
+from cluster.engine.inbox import Inbox
+from cluster.engine.job import Job
+from cluster.engine.loading import find_device, load_runner
+from cluster.engine.passes import run_pass
+from cluster.engine.pool import PagePool
+from cluster.engine.prefixes import num_common
+from cluster.engine.sampler import NO_TOKEN
+from cluster.engine.schedule import Plan, Scheduler
+from cluster.engine.thread import EngineThread
+from cluster.engine.types import (
+    EngineCounts,
+    EngineLoad,
+    Output,
+    Sample,
+    TokenOutput,
+    Work,
+    WorkEnd,
+)
+
+__all__ = ["Engine", "EngineThread", "load_engine"]
+
+_MAX_BATCH_TOKENS = {"cpu": 128, "cuda": 4096}  # how long a prefill's chunk may hold up the others
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Carries out works on sequences; `cluster.engine.types` says what may be asked."""
+
+    def __init__(
+        self, runner: Runner, *, max_batch_tokens: int = 512, min_shared_tokens: int = 8
+    ) -> None:
+        self.counts = EngineCounts()
+        self._runner = runner
+        self._pool = PagePool(
+            runner.num_pages, runner.page_size, min_shared_tokens=min_shared_tokens
+        )
+        self._scheduler = Scheduler(runner, self._pool, self.counts, max_batch_tokens)
+        self._inbox = Inbox(runner.vocab_size)
+        self._jobs: dict[int, Job] = {}  # by sequence, in order of arrival
+        self._num_begun = 0
+        self._num_steps = 0
+        self._num_riding = 0
+
+    @property
+    def max_context(self) -> int:
+        return self._runner.max_context
+
+    @property
+    def vocab_size(self) -> int:
+        return self._runner.vocab_size
+
+    def open(self) -> int:
+        """A new sequence, empty."""
+        return self._inbox.open()
+
+    def submit(self, work: Work) -> None:
+        """Ask for a work. A sequence takes one at a time, until an output with its end is out."""
+        self._inbox.submit(work)
+
+    def cancel(self, sequence: int) -> None:
+        """End the sequence's work, if there is one, within a step."""
+        self._inbox.cancel(sequence)
+
+    def close(self, sequence: int) -> None:
+        """Forget the sequence; its work ends without an output."""
+        self._inbox.close(sequence)
+
+    def ids(self, sequence: int) -> list[int]:
+        """The sequence's token ids so far."""
+        return self._inbox.ids(sequence)
+
+    def num_ids(self, sequence: int) -> int:
+        return self._inbox.num_ids(sequence)
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._jobs) or not self._inbox.is_empty()
+
+    def load(self) -> EngineLoad:
+        num_open, num_busy = self._inbox.num_open_and_busy()
+        num_riding = min(self._num_riding, num_busy)
+        pages = self._pool.num_pages, self._pool.num_free_pages
+        return EngineLoad(num_open, num_riding, num_busy - num_riding, *pages)
+
+    # A step takes in what was submitted, cancelled and closed since the last one; lets the
+    # scheduler choose chunks of the works under way; feeds them through the model in one ragged
+    # pass; draws one token for each work that samples, or scores its targets; commits: new rows
+    # to the pool, tokens to their sequences, each under its judge's verdict; and reports. A token
+    # drawn is fed only when the next one is wanted. If a pass fails, so do the works in it, and
+    # the engine goes on.
+    def step(self) -> list[Output]:
+        """Move every work that can move; gives what is new."""
+        self._num_steps += 1
+        outputs = self._take_requests()
+        plan = self._scheduler.plan(self._jobs.values(), self._num_steps)
+        outputs += [self._end_without_room(job) for job in plan.hopeless]
+        try:
+            tokens = run_pass(
+                self._runner, plan, [self._jobs[chunk.sequence] for chunk in plan.chunks]
+            )
+        except Exception as error:
+            _log.exception("a forward pass failed")
+            outputs += self._give_up(plan, f"{type(error).__name__}: {error}")
+        else:
+            outputs += self._commit(plan, tokens)
+        self._num_riding = sum(job.last_step == self._num_steps for job in self._jobs.values())
+        return self._inbox.of_open(outputs)
+
+    def abort(self, error: str) -> list[Output]:
+        """Fail all works under way; the engine can go on with new ones."""
+        outputs = self._take_requests()
+        return self._inbox.of_open(outputs + self._give_up(Plan(), error))
+
+    def check_integrity(self) -> None:
+        """Assert what must hold between steps."""
+        self._pool.check_integrity()
+        for sequence, job in self._jobs.items():
+            cached = self._pool.cached_ids(sequence)
+            assert cached == job.ids[: len(cached)], sequence
+            assert len(cached) < job.end, sequence
+        assert not self._pool.pinned_sequences() - self._jobs.keys()
+
+    def _take_requests(self) -> list[Output]:
+        """Begin what was submitted, end what was cancelled, free what was closed."""
+        requests = self._inbox.take()
+        outputs = [self._begin(work, ids) for work, ids in requests.works]
+        cancelled = [self._jobs[s] for s in requests.cancelled if s in self._jobs]
+        outputs += [self._end(job, WorkEnd.CANCELLED) for job in cancelled]
+        for sequence in requests.closed:
+            self._jobs.pop(sequence, None)
+            if self._pool.holds(sequence):
+                if not self._runner.shares_rows:
+                    self._scheduler.forget(sequence)
+                self._pool.close(sequence)
+        return [output for output in outputs if output is not None]
+
+    def _begin(self, work: Work, ids: list[int]) -> Output | None:
+        """Bring the sequence's ids up to date and cut its cache to what is still true of it."""
+        pool, sequence, tokens = self._pool, work.sequence, list(work.tokens)
+        if not pool.holds(sequence):
+            pool.open(sequence)
+        cached = pool.cached_ids(sequence)
+        num_kept = min(len(cached), work.start) + num_common(cached[work.start :], tokens)
+        ids[work.start :] = tokens
+        self._num_begun += 1
+        job = self._jobs[sequence] = Job(sequence, work.want, ids, self._num_begun)
+        num_kept = min(num_kept, job.first_logit)
+        if num_kept < len(ids):
+            num_kept = self._runner.truncate(sequence, num_kept, ids[num_kept])
+        pool.truncate(sequence, num_kept)
+        if len(ids) + isinstance(work.want, Sample) > self._runner.max_context:
+            return self._end(job, WorkEnd.CONTEXT_FULL)
+        if job.end > pool.num_pages * pool.page_size:
+            return self._end_without_room(job)
+        return self._end(job, WorkEnd.DONE) if job.end == num_kept else None
+
+    def _commit(self, plan: Plan, tokens: list[list[TokenOutput]]) -> list[Output]:
+        """The pass went well: its rows are cached now, and its tokens are the sequences'."""
+        outputs = []
+        self.counts.forward_passes += bool(plan.chunks)
+        for chunk, drawn in zip(plan.chunks, tokens, strict=True):
+            job = self._jobs[chunk.sequence]
+            self._pool.commit(chunk.sequence, chunk.ids)
+            job.num_passes += 1
+            job.num_processed += len(chunk.ids)
+            self.counts.tokens_processed += len(chunk.ids)
+            if isinstance(job.want, Sample):
+                outputs += [self._take(job, token) for token in drawn]
+            elif chunk.start + len(chunk.ids) < job.end:
+                job.scored += drawn
+            else:
+                outputs.append(self._end(job, WorkEnd.DONE, job.scored + drawn))
+        return outputs
+
+    def _take(self, job: Job, token: TokenOutput) -> Output:
+        """A token was drawn: its judge decides."""
+        self.counts.tokens_sampled += 1
+        if token.token == NO_TOKEN:
+            return self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")
+        try:
+            kept, end = job.draw(token, self._runner.max_context)
+        except Exception as error:
+            _log.exception("a judge failed")
+            return self._end(job, WorkEnd.FAILED, error=f"{type(error).__name__}: {error}")
+        return job.output(kept, None) if end is None else self._end(job, end, kept)
+
+    def _end(
+        self, job: Job, end: WorkEnd, tokens: list[TokenOutput] | None = None, *, error: str = ""
+    ) -> Output:
+        """The work is over: its state becomes evictable, its sequence takes the next one."""
+        del self._jobs[job.sequence]
+        self._pool.unpin(job.sequence)
+        self._inbox.end(job.sequence)
+        return job.output(tokens or [], end, error)
+
+    def _end_without_room(self, job: Job) -> Output:
+        num_rows = self._pool.num_pages * self._pool.page_size
+        error = (
+            f"{len(job.ids)} tokens do not fit the cache of {num_rows}: kv_memory_bytes is small"
+        )
+        return self._end(job, WorkEnd.FAILED, error=error)
+
+    def _give_up(self, plan: Plan, error: str) -> list[Output]:
+        """Fail the plan's works, or all if it has none, and trust no row it was about to write."""
+        failed = {chunk.sequence for chunk in plan.chunks} or set(self._jobs)
+        outputs = []
+        for sequence, job in list(self._jobs.items()):
+            if self._pool.is_pinned(sequence) or sequence in failed:
+                self._scheduler.forget(sequence)
+            if sequence in failed:
+                outputs.append(self._end(job, WorkEnd.FAILED, error=error))
+        return outputs
+
+
+def load_engine(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    kv_memory_bytes: int | None = None,
+    max_context: int | None = None,
+    num_threads: int | None = None,
+    page_size: int | None = None,
+    max_batch_tokens: int | None = None,
+) -> Engine:
+    """An engine for the model in a local folder: configuration and safetensors, nothing else."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    place = find_device(device)
+    runner = load_runner(
+        folder,
+        dtype=dtype,
+        device=place,
+        kv_memory_bytes=kv_memory_bytes,
+        max_context=max_context,
+        page_size=page_size,
+    )
+    return Engine(runner, max_batch_tokens=max_batch_tokens or _MAX_BATCH_TOKENS[place.type])

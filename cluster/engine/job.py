@@ -1,0 +1,121 @@
+"""A work under way: which tokens it still needs, which logits, and what it owes its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cluster.engine.base import Chunk
+from cluster.engine.sampler import SampleRow
+from cluster.engine.types import Output, Prefill, Sample, Score, TokenOutput, Verdict, Work, WorkEnd
+from cluster.errors import InvalidRequest
+from cluster.randomness import Purpose, uniform
+
+
+@dataclass(slots=True)
+class Job:
+    """One work, from its first step to its end."""
+
+    sequence: int
+    want: Sample | Score | Prefill
+    ids: list[int]  # the sequence's, grows as tokens are drawn
+    number: int  # by arrival
+    last_step: int = 0  # in which it last rode
+    turn: int = 0  # how many rides there had been when it last rode
+    waits_since: int | None = None  # the step from which on it found no room
+    num_drawn: int = 0
+    scored: list[TokenOutput] = field(default_factory=list)
+    num_passes: int = 0  # these three since the last output
+    num_processed: int = 0
+    num_cached: int = 0
+
+    @property
+    def end(self) -> int:
+        """How many of the ids must be fed; after a score's last target nothing is asked."""
+        return len(self.ids) - isinstance(self.want, Score)
+
+    @property
+    def first_logit(self) -> int:
+        """The first position whose logits are wanted, so the cache may not cover it yet."""
+        match self.want:
+            case Sample():
+                return len(self.ids) - 1
+            case Score(num_targets=num_targets):
+                return len(self.ids) - 1 - num_targets + len(self.scored)
+            case Prefill():
+                return len(self.ids)
+
+    def make_chunk(self, start: int, num_tokens: int, pages: list[int]) -> Chunk:
+        end = start + num_tokens
+        num_logits = max(0, end - max(start, self.first_logit))
+        return Chunk(self.sequence, start, self.ids[start:end], pages, num_logits)
+
+    def sample_row(self) -> SampleRow:
+        """How to draw the next token."""
+        assert isinstance(self.want, Sample)
+        want, position = self.want, self.want.first_position + self.num_drawn
+        purpose = want.first_purpose if self.num_drawn == 0 else Purpose.TOKEN
+        banned = want.banned if position < want.banned_before else ()
+        return SampleRow(want.params, uniform(want.seed, purpose, position), banned, want.num_top)
+
+    def targets(self, chunk: Chunk) -> list[int]:
+        """The ids that this chunk's logits score."""
+        first = chunk.start + len(chunk.ids) - chunk.num_logits + 1
+        return self.ids[first : first + chunk.num_logits]
+
+    def output(self, tokens: list[TokenOutput], end: WorkEnd | None, error: str = "") -> Output:
+        """Tokens, or the end, with the counts since the last output."""
+        output = Output(
+            self.sequence,
+            tokens,
+            end,
+            error,
+            self.num_passes,
+            self.num_processed,
+            self.num_cached,
+        )
+        self.num_passes = self.num_processed = self.num_cached = 0
+        return output
+
+    def draw(
+        self, token: TokenOutput, max_context: int
+    ) -> tuple[list[TokenOutput], WorkEnd | None]:
+        """Let the judge decide on a token just drawn: what to report, and whether that was all."""
+        assert isinstance(self.want, Sample)
+        verdict = self.want.judge(token.token)
+        self.num_drawn += 1
+        if verdict is Verdict.DROP_AND_STOP:
+            return [], WorkEnd.DONE
+        self.ids.append(token.token)
+        if verdict is Verdict.KEEP_AND_STOP:
+            return [token], WorkEnd.DONE
+        return [token], WorkEnd.CONTEXT_FULL if len(self.ids) >= max_context else None
+
+
+def check_work(work: Work, num_ids: int, vocab_size: int) -> None:
+    """Refuse what the sequence, of `num_ids` so far, or the model cannot take."""
+    if not 0 <= work.start <= num_ids:
+        message = f"{work.start}: the sequence has {num_ids} tokens to start from"
+        raise InvalidRequest("WORK_START", message, field="start")
+    _check_ids(work.tokens, vocab_size, "tokens")
+    num_after = work.start + len(work.tokens)
+    match work.want:
+        case Sample(banned=banned):
+            _check_ids(banned, vocab_size, "banned")
+            if num_after == 0:
+                message = "an empty sequence: there must be a token to sample after"
+                raise InvalidRequest("WORK_TOKENS", message, field="tokens")
+        case Score(num_targets=num_targets):
+            if not 1 <= num_targets < num_after:
+                message = (
+                    f"{num_targets}: of {num_after} tokens, 1 to {num_after - 1} can be scored"
+                )
+                raise InvalidRequest("WORK_TARGETS", message, field="num_targets")
+        case Prefill():
+            pass
+
+
+def _check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        message = f"token ids must be in 0 to {vocab_size - 1}"
+        raise InvalidRequest("TOKEN_ID", message, field=name)

@@ -1,0 +1,134 @@
+"""The engine's contract: what may be asked of it, and what it answers.
+
+The engine knows token ids only. Text, members, blends, leases and seeds' meaning live above it.
+A sequence's key-value state is a cache, never a promise: the engine may drop it at any time outside
+a running step and recompute it from the token ids it keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cluster.randomness import Purpose
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a member's logits become the distribution a token is drawn from.
+
+    Applied in this order: temperature, top-k, top-p, min-p. Temperature 0 takes the argmax
+    (lowest id on ties) and ignores the truncations.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: no truncation
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+class Verdict(Enum):
+    """What becomes of a token just sampled."""
+
+    KEEP = "keep"
+    KEEP_AND_STOP = "keep_and_stop"
+    DROP_AND_STOP = "drop_and_stop"
+
+
+@dataclass(slots=True)
+class Sample:
+    """Draw tokens one after another until `judge` stops the run.
+
+    The token drawn as the i-th of this run (from 0) uses the uniform of
+    (seed, purpose, first_position + i); the first one uses `first_purpose`.
+    """
+
+    params: SamplingParams
+    seed: int
+    first_position: int
+    judge: Callable[[int], Verdict]  # called once per sampled id, on the engine's thread
+    first_purpose: Purpose = Purpose.TOKEN
+    banned: tuple[int, ...] = ()  # ids that may not be drawn ...
+    banned_before: int = 0  # ... while the position is below this
+    num_top: int = 0  # how many top candidates to report per token
+
+
+@dataclass(slots=True)
+class Score:
+    """Log-probability of each of the last `num_targets` of the work's tokens, given all before."""
+
+    num_targets: int
+    params: SamplingParams = SamplingParams()
+
+
+@dataclass(slots=True)
+class Prefill:
+    """Only bring the cache up to date with the tokens."""
+
+
+@dataclass(slots=True)
+class Work:
+    """One request: the sequence becomes `ids[:start] + tokens`, then `want` is carried out."""
+
+    sequence: int
+    start: int
+    tokens: Sequence[int]
+    want: Sample | Score | Prefill
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One token, with its log-probability under the member's own distribution.
+
+    For `Sample`, log-probabilities are the model's before temperature and truncation; for `Score`,
+    under the distribution warped by the asked-for parameters.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), best first
+
+
+class WorkEnd(Enum):
+    """Why a work is over."""
+
+    DONE = "done"  # judged to stop, scored, or prefilled
+    CONTEXT_FULL = "context_full"  # the model's context length is used up
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Output:
+    """What one engine step gave one work; a work gets outputs until one has an `end`."""
+
+    sequence: int
+    tokens: list[TokenOutput] = field(default_factory=list)
+    end: WorkEnd | None = None
+    error: str = ""  # for FAILED
+    num_passes: int = 0  # forward passes this sequence took part in since its last output
+    num_processed: int = 0  # tokens fed through the model since its last output
+    num_cached: int = 0  # tokens found in the cache (prefix shared with others) since its last output
+
+
+@dataclass(slots=True)
+class EngineCounts:
+    """Exact totals since the engine was made."""
+
+    forward_passes: int = 0
+    tokens_processed: int = 0
+    tokens_sampled: int = 0
+    tokens_shared: int = 0  # taken from another sequence's pages instead of being processed
+    evictions: int = 0  # sequences whose cached state was dropped to make room
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy the engine is now."""
+
+    num_sequences: int  # open
+    num_running: int  # with unfinished work that rode in the last step
+    num_waiting: int  # with unfinished work that did not
+    num_pages: int
+    num_free_pages: int  # never used, or holding only evictable state

@@ -1,0 +1,201 @@
+"""The contract between router and replica, without any wire.
+
+A `Step` says how much of what the replica knows still stands, what was added since, and what to do
+next. It is complete: a fresh replica that gets the whole transcript as the delta does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from cluster.engine.types import SamplingParams
+from cluster.errors import CuveeError
+from cluster.text.borders import Border
+from cluster.text.chat import Message
+
+NEVER_ENDS = 0xFFFFFFFF  # `end_allowed_from` of a reply that must not end its turn
+
+
+@dataclass(frozen=True, slots=True)
+class MemberInfo:
+    """What a replica tells about its model; equal for all replicas of a member."""
+
+    member: str
+    model: str  # as the blend file names it
+    vocabulary: str  # fingerprint; equal content gives equal fingerprints
+    max_context: int  # tokens, prompt and reply together
+    has_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a reply follows: text to continue, or a conversation to answer; exactly one is set."""
+
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+
+
+class Form(Enum):
+    """In what form members tell each other what was said."""
+
+    TOKEN_IDS = "token_ids"  # one vocabulary: exact
+    TEXT = "text"  # different vocabularies: each keeps its own canonical tokenization
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStart:
+    """How a sequence begins; everything that stays fixed for its life."""
+
+    prompt: Prompt
+    form: Form
+    sampling: SamplingParams
+    seed: int
+    end_allowed_from: int = 0  # no end of turn before this position
+    num_top: int = 0  # candidates to report per token
+    prefill: bool = True  # process the prompt at once, before a step asks for it
+    max_prompt_tokens: int = NEVER_ENDS
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Draw a run of tokens.
+
+    At a border the run goes on while the position's speaker draw lies in `share`, the half-open
+    interval of the member's cumulative weight: so a replica knows by itself whether it keeps the
+    word, and a run of one member is one step.
+    """
+
+    position: int  # the number in the reply of the first token to draw
+    max_tokens: int
+    border: Border = Border.NONE
+    share: tuple[float, float] = (0.0, 1.0)
+    begins_span: bool = True  # a border before the first token does not count
+    retake: bool = False  # the first token replaces one dropped at a border
+    whole_characters: bool = False  # go on past max_tokens until the last character is whole
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreText:
+    """Measure a continuation of what stands."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The transcript's news, then what to do."""
+
+    base: int  # how much of the known reply stands: tokens, or bytes for Form.TEXT
+    want: Draw | ScoreText
+    text: bytes = b""  # Form.TEXT: what follows the base, up to where this run began
+    token_ids: tuple[int, ...] = ()  # what follows; for Form.TEXT the member's own since then
+
+
+@dataclass(frozen=True, slots=True)
+class TopCandidate:
+    """A token that might have been drawn."""
+
+    id: int
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepToken:
+    """A drawn or scored token."""
+
+    id: int
+    bytes: bytes
+    logprob: float
+    top: tuple[TopCandidate, ...] = ()
+
+
+class RunEnd(Enum):
+    """Why a step is over."""
+
+    COMPLETE = "complete"  # max_tokens drawn, or everything scored
+    BORDER = "border"  # at a border the draw gave the word to another member
+    END_OF_TURN = "end_of_turn"
+    CONTEXT_FULL = "context_full"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class Opened:
+    """The sequence is open."""
+
+    prompt_tokens: int
+
+
+@dataclass(slots=True)
+class StepEvent:
+    """News of a step; the last one of a step has an `end`. Counts are since the last event."""
+
+    tokens: list[StepToken]
+    end: RunEnd | None = None
+    num_passes: int = 0
+    num_processed: int = 0
+    num_cached: int = 0
+
+
+@dataclass(slots=True)
+class Failed:
+    """The sequence can go no further."""
+
+    error: CuveeError
+
+
+Event = Opened | StepEvent | Failed
+Emit = Callable[[Event], None]  # called on the event loop; never blocks
+
+
+class Channel(Protocol):
+    """One sequence on one replica. No call waits; all news comes through the `Emit` of its open."""
+
+    def step(self, step: Step) -> None:
+        """Begin a step; answered by `StepEvent`s, the last with an end, or by `Failed`.
+
+        Only one step of a sequence may be under way.
+        """
+
+    def cancel(self) -> None:
+        """End the running step soon; it is still answered by an end."""
+
+    def close(self) -> None:
+        """Forget the sequence; nothing more is heard of it."""
+
+
+class Transport(Protocol):
+    """Reaches one replica."""
+
+    def open(self, start: SequenceStart, emit: Emit) -> Channel:
+        """Begin a sequence; answered by `Opened` or `Failed`."""
+
+
+class Lease(Protocol):
+    """A hold on one replica; ends with `release`, or by itself with the replica."""
+
+    @property
+    def info(self) -> MemberInfo:
+        """What is leased."""
+
+    @property
+    def transport(self) -> Transport:
+        """How to reach it."""
+
+    async def release(self) -> None:
+        """Give it back; never fails, may be called again."""
+
+
+class Member(Protocol):
+    """A member as the router sees it: a source of leases."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the blend file."""
+
+    async def lease(self, timeout_s: float) -> Lease:
+        """Hold one of its replicas; raises Overloaded or Unavailable if none can be had in time."""

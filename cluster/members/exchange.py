@@ -1,0 +1,222 @@
+"""The router's end of the data plane: one stream to each replica it has leases on."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import grpc
+
+from cluster.errors import ReplicaLost
+from cluster.members import wire
+from cluster.members.base import Emit, Event, Failed, Opened, SequenceStart, Step
+from cluster.members.leases import LeaseGrant
+from cluster.members.server import (
+    LEASE_ID_KEY,
+    LEASE_SECRET_KEY,
+    MAX_MESSAGE_BYTES,
+    SILENCE_LIMIT_S,
+)
+from cuvee.v1 import member_pb2 as pb
+from cuvee.v1 import member_pb2_grpc
+
+_PING_INTERVAL_S = SILENCE_LIMIT_S / 5
+
+
+@dataclass(slots=True)
+class ExchangeCounts:
+    """Exact totals of one exchange; pings and pongs are counted apart."""
+
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    steps_sent: int = 0
+    pings_sent: int = 0
+
+
+class Exchange:
+    """Writes what is ready as one message, hands out what comes back, notices a dead replica."""
+
+    def __init__(self, grant: LeaseGrant) -> None:
+        self.counts = ExchangeCounts()
+        self.address = grant.address
+        self.is_lost = False
+        options = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._channel = grpc.aio.insecure_channel(grant.address, options=options)
+        self._call = member_pb2_grpc.MemberServiceStub(self._channel).Exchange(
+            metadata=((LEASE_ID_KEY, grant.lease_id), (LEASE_SECRET_KEY, grant.secret))
+        )
+        self._numbers = itertools.count(1)
+        self._emits: dict[int, Emit] = {}
+        self._waiting = pb.ExchangeRequest()
+        self._is_waiting = asyncio.Event()
+        self._last_heard_s = asyncio.get_running_loop().time()
+        self._running = asyncio.create_task(self._run())
+
+    def open(self, start: SequenceStart, emit: Emit, grant: LeaseGrant) -> RemoteSequence:
+        """Begin a sequence under one of the replica's leases."""
+        number = next(self._numbers)
+        if self.is_lost:
+            emit(Failed(_lost(self.address, "it is gone")))
+        else:
+            self._emits[number] = emit
+            self._waiting.opens.append(
+                wire.start_to_proto(start, number, grant.lease_id, grant.secret)
+            )
+            self._is_waiting.set()
+        return RemoteSequence(self, number)
+
+    def send(self, fill: Callable[[pb.ExchangeRequest], None]) -> None:
+        """Add to the next message."""
+        fill(self._waiting)
+        self._is_waiting.set()
+
+    def forget(self, number: int) -> None:
+        """Stop hearing of a sequence."""
+        if self._emits.pop(number, None) is not None:
+            self.send(lambda request: request.closes.append(number))
+
+    async def close(self) -> None:
+        """Leave; sequences still open are lost."""
+        self._running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._running
+
+    async def _run(self) -> None:
+        """Write, read and ping until one of them ends; then the replica counts as lost."""
+        loops = [asyncio.create_task(work()) for work in (self._write, self._read, self._ping)]
+        why = "the router left"
+        try:
+            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            why = _reason(done.pop().exception())
+        finally:
+            self._lose(why)
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            await self._channel.close()
+
+    async def _write(self) -> None:
+        while True:
+            await self._is_waiting.wait()
+            self._is_waiting.clear()
+            request, self._waiting = self._waiting, pb.ExchangeRequest()
+            if request.opens or request.steps or request.cancels or request.closes:
+                self.counts.messages_sent += 1
+                self.counts.bytes_sent += request.ByteSize()
+                self.counts.steps_sent += len(request.steps)
+            await self._call.write(request)
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (response := await self._call.read()) is not grpc.aio.EOF:
+            assert isinstance(response, pb.ExchangeResponse)
+            self._last_heard_s = loop.time()
+            if response.opened or response.events or response.failed:
+                self.counts.messages_received += 1
+                self.counts.bytes_received += response.ByteSize()
+            for opened in response.opened:
+                self._emit(opened.sequence, Opened(opened.prompt_tokens))
+            for event in response.events:
+                self._emit(event.sequence, wire.step_event_from_proto(event))
+            for failed in response.failed:
+                self._emit(failed.sequence, wire.failed_from_proto(failed))
+
+    async def _ping(self) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() - self._last_heard_s < SILENCE_LIMIT_S:
+            await asyncio.sleep(_PING_INTERVAL_S)
+            self.counts.pings_sent += 1
+            self._waiting.ping = self.counts.pings_sent
+            self._is_waiting.set()
+        raise TimeoutError(f"it has been silent for {SILENCE_LIMIT_S:g} s")
+
+    def _emit(self, number: int, event: Event) -> None:
+        if emit := self._emits.get(number):
+            emit(event)
+
+    def _lose(self, why: str) -> None:
+        self.is_lost = True
+        emits, self._emits = self._emits, {}
+        for emit in emits.values():
+            emit(Failed(_lost(self.address, why)))
+
+
+class RemoteSequence:
+    """A sequence on the other side of an exchange."""
+
+    def __init__(self, exchange: Exchange, number: int) -> None:
+        self._exchange = exchange
+        self._number = number
+
+    def step(self, step: Step) -> None:
+        """Begin a step."""
+        message = wire.step_to_proto(step, self._number)
+        self._exchange.send(lambda request: request.steps.append(message))
+
+    def cancel(self) -> None:
+        """End the running step soon."""
+        self._exchange.send(lambda request: request.cancels.append(self._number))
+
+    def close(self) -> None:
+        """Forget the sequence."""
+        self._exchange.forget(self._number)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTransport:
+    """An exchange as one lease may use it."""
+
+    exchange: Exchange
+    grant: LeaseGrant
+
+    def open(self, start: SequenceStart, emit: Emit) -> RemoteSequence:
+        """Begin a sequence."""
+        return self.exchange.open(start, emit, self.grant)
+
+
+class ExchangePool:
+    """The router's exchanges, one per replica."""
+
+    def __init__(self) -> None:
+        self._exchanges: dict[str, Exchange] = {}
+
+    def transport(self, grant: LeaseGrant) -> LeaseTransport:
+        """The way to the replica that granted a lease: its stream, or a new one."""
+        exchange = self._exchanges.get(grant.address)
+        if exchange is None or exchange.is_lost:
+            exchange = self._exchanges[grant.address] = Exchange(grant)
+        return LeaseTransport(exchange, grant)
+
+    @property
+    def counts(self) -> ExchangeCounts:
+        """Totals over all exchanges, lost ones included while no new one took their place."""
+        total = ExchangeCounts()
+        for exchange in self._exchanges.values():
+            for name in ExchangeCounts.__slots__:
+                setattr(total, name, getattr(total, name) + getattr(exchange.counts, name))
+        return total
+
+    async def close(self) -> None:
+        """Leave all replicas."""
+        await asyncio.gather(*(exchange.close() for exchange in self._exchanges.values()))
+
+
+def _reason(error: BaseException | None) -> str:
+    if error is None:
+        return "it closed the stream"
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__
+
+
+def _lost(address: str, why: str) -> ReplicaLost:
+    return ReplicaLost("REPLICA_LOST", f"the replica at {address} was lost: {why}")

@@ -1,0 +1,327 @@
+"""One replica of a member: turns the router's steps into the engine's works.
+
+Text stops here: below is the engine, which knows token ids only; above is the router, which knows
+text or ids and no cache. A sequence's token ids are a pure function of the prompt, the transcript
+and the member's own tokens since its run began, so a fresh replica that is told the same computes
+the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from cluster.engine.types import (
+    Output,
+    Prefill,
+    Sample,
+    Score,
+    TokenOutput,
+    Work,
+    WorkEnd,
+)
+from cluster.errors import CuveeError, InternalError, InvalidRequest
+from cluster.members.base import (
+    Draw,
+    Emit,
+    Failed,
+    Form,
+    MemberInfo,
+    Opened,
+    Prompt,
+    RunEnd,
+    SequenceStart,
+    Step,
+    StepEvent,
+    StepToken,
+    TopCandidate,
+)
+from cluster.members.judge import RunJudge
+from cluster.randomness import Purpose
+from cluster.text.borders import Border
+from cluster.text.member import MemberText
+
+_TAIL_BYTES = 320  # enough bytes for the characters a border can depend on
+
+
+class EngineFront(Protocol):
+    """What a replica needs of the engine's thread."""
+
+    def open(self) -> int:
+        """A new sequence."""
+
+    def submit(self, work: Work) -> None:
+        """Begin a work."""
+
+    def cancel(self, sequence: int) -> None:
+        """End the sequence's work soon."""
+
+    def close(self, sequence: int) -> None:
+        """Forget the sequence."""
+
+
+class Replica:
+    """All sequences of one engine. Lives on one event loop; the engine has its own thread."""
+
+    def __init__(
+        self,
+        info: MemberInfo,
+        text: MemberText,
+        make_engine: Callable[[Callable[[list[Output]], None]], EngineFront],
+    ) -> None:
+        self.info = info
+        self.text = text
+        self._loop = asyncio.get_running_loop()
+        self._sequences: dict[int, ReplicaSequence] = {}
+        self.engine = make_engine(self._report)
+
+    def open(self, start: SequenceStart, emit: Emit) -> ReplicaSequence:
+        """Begin a sequence; answered by `Opened` or `Failed`."""
+        sequence = ReplicaSequence(self, self.engine.open(), start, emit)
+        self._sequences[sequence.id] = sequence
+        sequence.begin()
+        return sequence
+
+    def forget(self, sequence: int) -> None:
+        """Drop a closed sequence."""
+        if self._sequences.pop(sequence, None) is not None:
+            self.engine.close(sequence)
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences are open."""
+        return len(self._sequences)
+
+    def _report(self, outputs: list[Output]) -> None:
+        """Called on the engine's thread after every forward pass."""
+        self._loop.call_soon_threadsafe(self._dispatch, outputs)
+
+    def _dispatch(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            sequence = self._sequences.get(output.sequence)
+            if sequence is not None:
+                sequence.on_output(output)
+
+
+class ReplicaSequence:
+    """One sequence: the reply as this member tokenizes it, and the step under way."""
+
+    def __init__(self, replica: Replica, id: int, start: SequenceStart, emit: Emit) -> None:
+        self.id = id
+        self._replica = replica
+        self._start = start
+        self._emit = emit
+        self._prompt_ids: list[int] = []
+        self._is_ready = False  # the prompt is rendered
+        self._submitted = False  # the engine has the prompt
+        self._ids: list[int] = []  # the reply's ids after the prompt, as the engine has them
+        self._reply = bytearray()  # Form.TEXT: the reply's bytes
+        self._canonical_text = ""  # Form.TEXT: the text whose canonical ids ...
+        self._canonical_ids: list[int] = []  # ... are these
+        self._judge: RunJudge | None = None
+        self._prefilling = False
+        self._step: Step | None = None  # held until the prompt is rendered and prefilled
+        self._opening: asyncio.Task[None] | None = None
+
+    # -- the router's calls ---------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Render the prompt off the loop: a long one takes milliseconds."""
+        self._opening = asyncio.create_task(self._open())
+
+    def step(self, step: Step) -> None:
+        """Begin a step, or hold it until the prompt is ready."""
+        if not self._is_ready or self._prefilling:
+            self._step = step
+        else:
+            self._run(step)
+
+    def cancel(self) -> None:
+        """End the running step soon."""
+        if self._step is not None:
+            self._step = None
+            self._emit(StepEvent([], RunEnd.CANCELLED))
+        else:
+            self._replica.engine.cancel(self.id)
+
+    def close(self) -> None:
+        """Forget the sequence and free its cache."""
+        if self._opening is not None:
+            self._opening.cancel()
+        self._replica.forget(self.id)
+
+    # -- opening --------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        try:
+            ids = await asyncio.to_thread(self._render, self._start.prompt)
+        except CuveeError as error:
+            self._emit(Failed(error))
+            return
+        except Exception as error:
+            self._emit(Failed(InternalError("PROMPT_FAILED", f"{type(error).__name__}: {error}")))
+            return
+        self._prompt_ids, self._is_ready = ids, True
+        self._emit(Opened(len(ids)))
+        if self._step is not None:
+            self._take_held_step()
+        elif self._start.prefill:
+            self._prefilling = self._submitted = True
+            self._replica.engine.submit(Work(self.id, 0, ids, Prefill()))
+
+    def _render(self, prompt: Prompt) -> list[int]:
+        ids = self._replica.text.render(prompt.text, prompt.messages)
+        room = self._start.max_prompt_tokens
+        if len(ids) > room:
+            raise InvalidRequest(
+                "PROMPT_TOO_LONG",
+                f"the prompt has {len(ids)} tokens for member {self._replica.info.member!r}; "
+                f"at most {room} fit",
+                field="prompt" if prompt.messages is None else "chat",
+            )
+        return ids
+
+    def _take_held_step(self) -> None:
+        step, self._step = self._step, None
+        if step is not None:
+            self._run(step)
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def _run(self, step: Step) -> None:
+        try:
+            self._replica.engine.submit(self._work(step))
+        except CuveeError as error:
+            self._emit(Failed(error))
+
+    def _work(self, step: Step) -> Work:
+        is_text = self._start.form is Form.TEXT
+        keep = self._apply_text(step) if is_text else self._apply_ids(step)
+        if isinstance(step.want, Draw):
+            want: Sample | Score = self._sample(step.want, step)
+        else:
+            targets = self._replica.text.canonical.encode(step.want.text)
+            self._check_room(targets)
+            self._ids.extend(targets)
+            want = Score(len(targets), self._start.sampling)
+        if self._submitted:
+            return Work(self.id, len(self._prompt_ids) + keep, self._ids[keep:], want)
+        self._submitted = True
+        return Work(self.id, 0, self._prompt_ids + self._ids, want)
+
+    def _apply_ids(self, step: Step) -> int:
+        """Bring the reply's ids up to date; returns how many of the engine's still stand."""
+        if step.base > len(self._ids):
+            raise InternalError(
+                "TRANSCRIPT_GAP", f"step keeps {step.base} tokens of {len(self._ids)} known"
+            )
+        self._ids[step.base :] = step.token_ids
+        return step.base
+
+    def _apply_text(self, step: Step) -> int:
+        """The same for text: canonical ids up to where the run begins, then the run's own."""
+        if step.base > len(self._reply):
+            raise InternalError(
+                "TRANSCRIPT_GAP", f"step keeps {step.base} bytes of {len(self._reply)} known"
+            )
+        self._reply[step.base :] = step.text
+        text = self._reply.decode("utf-8", "replace")
+        canonical = self._replica.text.canonical
+        keep, tail = canonical.extend(self._canonical_text, self._canonical_ids, text)
+        self._canonical_text = text
+        self._canonical_ids[keep:] = tail
+        for token in step.token_ids:
+            self._reply += self._replica.text.token_bytes[token]
+        # What the member sampled itself is often canonical already: then its cache stands.
+        new = [*self._canonical_ids[keep:], *step.token_ids]
+        while keep < len(self._ids) and new and self._ids[keep] == new[0]:
+            keep += 1
+            del new[0]
+        self._ids[keep:] = new
+        return keep
+
+    def _sample(self, draw: Draw, step: Step) -> Sample:
+        text = self._replica.text
+        before = bytes(self._reply[-_TAIL_BYTES:])
+        if self._start.form is Form.TOKEN_IDS and draw.border is not Border.NONE:
+            before = b"".join(text.token_bytes[token] for token in self._ids[-_TAIL_BYTES:])
+        judge = RunJudge(
+            draw,
+            seed=self._start.seed,
+            token_bytes=text.token_bytes,
+            end_ids=text.end_ids,
+            before=before,
+        )
+        self._judge = judge
+        return Sample(
+            params=self._start.sampling,
+            seed=self._start.seed,
+            first_position=draw.position,
+            judge=judge,
+            first_purpose=Purpose.RETAKE if draw.retake else Purpose.TOKEN,
+            banned=text.end_ids,
+            banned_before=self._start.end_allowed_from,
+            num_top=self._start.num_top,
+        )
+
+    def _check_room(self, targets: list[int]) -> None:
+        room = self._replica.info.max_context - len(self._prompt_ids) - len(self._ids)
+        if not targets or len(targets) > room:
+            raise InvalidRequest(
+                "CONTINUATION_TOO_LONG" if targets else "EMPTY_CONTINUATION",
+                f"the continuation has {len(targets)} tokens for member "
+                f"{self._replica.info.member!r}; between 1 and {room} fit after the prompt",
+                field="continuation",
+            )
+
+    # -- the engine's answers -------------------------------------------------------------------
+
+    def on_output(self, output: Output) -> None:
+        """Pass on what one forward pass gave; called on the event loop."""
+        if output.end is WorkEnd.FAILED:
+            self._emit(Failed(InternalError("ENGINE_FAILED", output.error)))
+            return
+        event = StepEvent(
+            [self._token(token) for token in output.tokens],
+            None,
+            output.num_passes,
+            output.num_processed,
+            output.num_cached,
+        )
+        if self._prefilling:
+            self._prefilling = output.end is None
+            self._emit(event)
+            if not self._prefilling:
+                self._take_held_step()
+            return
+        if self._judge is not None:
+            self._keep(output.tokens)
+        if output.end is not None:
+            event.end = self._run_end(output.end)
+            self._judge = None
+        self._emit(event)
+
+    def _keep(self, tokens: list[TokenOutput]) -> None:
+        for token in tokens:
+            self._ids.append(token.token)
+            self._reply += self._replica.text.token_bytes[token.token]
+
+    def _run_end(self, end: WorkEnd) -> RunEnd:
+        if end is WorkEnd.CANCELLED:
+            return RunEnd.CANCELLED
+        if end is WorkEnd.CONTEXT_FULL:
+            return RunEnd.CONTEXT_FULL
+        if self._judge is None:
+            return RunEnd.COMPLETE
+        assert self._judge.end is not None, "the engine stopped a run that its judge did not"
+        return self._judge.end
+
+    def _token(self, token: TokenOutput) -> StepToken:
+        spelled = self._replica.text.token_bytes
+        return StepToken(
+            token.token,
+            spelled[token.token],
+            token.logprob,
+            tuple(TopCandidate(id, spelled[id], logprob) for id, logprob in token.top),
+        )

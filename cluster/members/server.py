@@ -1,0 +1,154 @@
+"""The replica's data-plane port: one gRPC stream per router carries the steps of all sequences."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import grpc
+
+from cluster.errors import ReplicaLost
+from cluster.members import wire
+from cluster.members.base import Event, Failed
+from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable
+from cluster.members.replica import Replica, ReplicaSequence
+from cuvee.v1 import member_pb2 as pb
+from cuvee.v1 import member_pb2_grpc
+
+LEASE_ID_KEY = "cuvee-lease-id"
+LEASE_SECRET_KEY = "cuvee-lease-secret-bin"
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+SILENCE_LIMIT_S = 10.0  # a peer that says nothing for so long, not even a ping, is dead
+
+
+class MemberServer(member_pb2_grpc.MemberServiceServicer):
+    """Serves one replica's exchange and grants the leases that open it."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.leases = LeaseTable()
+        self.address = ""
+        options = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        ]
+        self._server = grpc.aio.server(options=options)
+        member_pb2_grpc.add_MemberServiceServicer_to_server(self, self._server)
+
+    async def start(self, host: str) -> None:
+        """Listen on a free port of the given address."""
+        port = self._server.add_insecure_port(f"{host}:0")
+        self.address = f"{host}:{port}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Close the port; every stream on it ends, and with them their leases."""
+        await self._server.stop(grace=None)
+
+    async def lease(self) -> AsyncIterator[LeaseGrant]:
+        """Yield one grant, then stay until the lease ends on either side."""
+        lease = self.leases.grant()
+        try:
+            yield LeaseGrant(self.address, lease.id, lease.secret, self.replica.info)
+            await lease.ended.wait()
+        finally:
+            self.leases.end(lease)
+
+    async def Exchange(  # noqa: N802 (gRPC's name)
+        self,
+        request_iterator: AsyncIterator[pb.ExchangeRequest],
+        context: grpc.aio.ServicerContext[pb.ExchangeRequest, pb.ExchangeResponse],
+    ) -> AsyncIterator[pb.ExchangeResponse]:
+        """Carry steps one way and tokens the other until either side leaves."""
+        metadata = dict(context.invocation_metadata() or ())
+        lease = self.leases.find(
+            str(metadata.get(LEASE_ID_KEY, "")), bytes(metadata.get(LEASE_SECRET_KEY, b""))
+        )
+        if lease is None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a live lease")
+        stream = _Stream(self)
+        stream.leases.add(lease)
+        reader = asyncio.create_task(stream.read(request_iterator))
+        try:
+            while (response := await stream.next_response()) is not None:
+                yield response
+        finally:
+            reader.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await reader
+            stream.close()
+
+
+class _Stream:
+    """One router's stream: its sequences, and the news that waits to be written."""
+
+    def __init__(self, server: MemberServer) -> None:
+        self.leases: set[HeldLease] = set()
+        self._server = server
+        self._sequences: dict[int, ReplicaSequence] = {}
+        self._waiting = pb.ExchangeResponse()
+        self._is_waiting = asyncio.Event()
+        self._is_read_out = False
+
+    async def read(self, requests: AsyncIterator[pb.ExchangeRequest]) -> None:
+        """Handle messages until the router closes the stream, or falls silent."""
+        try:
+            while True:
+                request = await asyncio.wait_for(anext(requests), SILENCE_LIMIT_S)
+                self._handle(request)
+        except (StopAsyncIteration, TimeoutError):
+            pass
+        finally:
+            self._is_read_out = True
+            self._is_waiting.set()
+
+    async def next_response(self) -> pb.ExchangeResponse | None:
+        """All news since the last call, once there is some; None when the router is gone."""
+        await self._is_waiting.wait()
+        self._is_waiting.clear()
+        if self._is_read_out:
+            return None
+        response, self._waiting = self._waiting, pb.ExchangeResponse()
+        return response
+
+    def close(self) -> None:
+        """End everything that came over this stream."""
+        for lease in self.leases:
+            self._server.leases.end(lease)
+        self.leases.clear()
+        self._sequences.clear()
+
+    def _handle(self, request: pb.ExchangeRequest) -> None:
+        for opening in request.opens:
+            self._open(opening)
+        for step in request.steps:
+            if sequence := self._sequences.get(step.sequence):
+                sequence.step(wire.step_from_proto(step))
+        for number in request.cancels:
+            if sequence := self._sequences.get(number):
+                sequence.cancel()
+        for number in request.closes:
+            if sequence := self._sequences.pop(number, None):
+                sequence.close()
+        if request.ping:
+            self._waiting.pong = request.ping
+            self._is_waiting.set()
+
+    def _open(self, opening: pb.OpenSequence) -> None:
+        number = opening.sequence
+        lease = self._server.leases.find(opening.lease_id, opening.lease_secret)
+        if lease is None:
+            self._emit(number, Failed(ReplicaLost("LEASE_NOT_LIVE", "the lease is not live")))
+            return
+        self.leases = {held for held in self.leases if not held.ended.is_set()} | {lease}
+        sequence = self._server.replica.open(
+            wire.start_from_proto(opening), lambda event: self._emit(number, event)
+        )
+        lease.sequences.add(sequence)
+        self._sequences[number] = sequence
+
+    def _emit(self, number: int, event: Event) -> None:
+        wire.add_event(self._waiting, number, event)
+        self._is_waiting.set()

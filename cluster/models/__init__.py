@@ -1,0 +1,1 @@
+"""Where members' weights come from: names to folders, and what a folder says unloaded."""

@@ -1,0 +1,40 @@
+"""How much of this machine there is to use; containers count as machines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def num_cpus() -> int:
+    """The CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_memory_bytes(device: str) -> int | None:
+    """Memory that can be taken now on `cpu` or `cuda`; None where there is no such device."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    return min(_available_bytes(), _cgroup_room_bytes())
+
+
+def _available_bytes() -> int:
+    for line in _MEMINFO.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_room_bytes() -> int:
+    """What the container's limit leaves; without one, more than any machine has."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        limit = "max"
+    return 1 << 62 if limit == "max" else max(0, int(limit) - used)

@@ -1,0 +1,1 @@
+"""The router: owns the transcript of every generation; serves the public edge."""

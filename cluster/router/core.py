@@ -1,0 +1,228 @@
+"""What the router does, whatever protocol asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+
+from cluster.blending.base import Span
+from cluster.engine.types import SamplingParams
+from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable
+from cluster.members.base import (
+    Form,
+    Member,
+    MemberInfo,
+    Prompt,
+    ScoreText,
+    SequenceStart,
+    Step,
+    StepToken,
+)
+from cluster.members.seat import Seat
+from cluster.router.coordinator import Generation
+from cluster.router.plan import (
+    ServedBlend,
+    blend_weights,
+    check_prompt_renders,
+    form_of,
+    make_plan,
+    sampling_params,
+)
+from cluster.router.requests import (
+    GenerationRequest,
+    MemberScore,
+    Score,
+    ScoreRequest,
+    Update,
+    check_prompt,
+)
+from cluster.spec import ClusterSpec, SamplingSpec
+
+logger = logging.getLogger(__name__)
+
+_OVERLOAD_RETRY_S = 1.0
+_MEMBER_RETRY_S = 1.0
+
+
+class Router:
+    """Serves the blends of one spec over the given members."""
+
+    def __init__(self, spec: ClusterSpec, members: Mapping[str, Member]) -> None:
+        self.spec = spec
+        self.num_active = 0  # generations under way
+        self._members = members
+        self._infos: dict[str, MemberInfo] = {}
+
+    async def learn_members(self) -> None:
+        """Ask every member once what it is, retrying for ever those that are not there yet."""
+        await asyncio.gather(*(self._learn(name) for name in self.spec.members))
+
+    @property
+    def ready_blends(self) -> list[str]:
+        """Blends whose members are all known."""
+        return [
+            name
+            for name, blend in self.spec.blends.items()
+            if all(member in self._infos for member in blend.members)
+        ]
+
+    def blend(self, name: str) -> ServedBlend:
+        """A served blend; the empty name means the default one."""
+        name = name or self.spec.default_blend
+        spec = self.spec.blends.get(name)
+        if spec is None:
+            known = ", ".join(self.spec.blends)
+            raise NotFound(
+                "UNKNOWN_BLEND", f"got {name!r}; expected one of: {known}", field="blend"
+            )
+        missing = [member for member in spec.members if member not in self._infos]
+        if missing:
+            raise Unavailable(
+                "MEMBER_UNAVAILABLE",
+                f"blend {name!r} waits for its members: {', '.join(missing)}",
+            )
+        infos = {member: self._infos[member] for member in spec.members}
+        return ServedBlend(name, spec, self.spec.revision_of(name), infos)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Update]:
+        """Write one reply; the last update has the outcome."""
+        blend = self.blend(request.blend)
+        plan = make_plan(request, blend, self.spec.limits, fresh_seed=secrets.randbits(63))
+        with self._admitted():
+            generation = Generation(plan, self._members, self.spec.limits.lease_timeout_s)
+            async with aclosing(generation.updates()) as updates:
+                async for update in updates:
+                    yield update
+
+    async def score(self, request: ScoreRequest) -> Score:
+        """Measure a continuation under every member with a positive weight, and under the blend."""
+        blend = self.blend(request.blend)
+        request.overrides.check_names(blend.spec.members, blend.name)
+        weights = {n: w for n, w in blend_weights(request.overrides, blend).items() if w > 0}
+        infos = [blend.infos[name] for name in weights]
+        check_prompt_renders(request.prompt, infos)
+        start = SequenceStart(
+            prompt=request.prompt,
+            form=Form.TOKEN_IDS,
+            sampling=sampling_params(request.sampling, SamplingSpec()),
+            seed=0,
+            prefill=False,
+            max_prompt_tokens=self.spec.limits.max_prompt_tokens,
+        )
+        want = Step(0, ScoreText(request.continuation))
+        with self._admitted():
+            found = await self._on_each(sorted(weights), start, want)
+        members = tuple(
+            MemberScore(name, weight, tuple(found[name][1])) for name, weight in weights.items()
+        )
+        one_vocabulary = form_of(infos) is Form.TOKEN_IDS
+        span = request.overrides.span or blend.spec.span_for(one_vocabulary=one_vocabulary)
+        mixture = mixture_logprobs(members) if one_vocabulary and span in ("token", 1) else ()
+        return Score(
+            blend=blend.name,
+            revision=blend.revision,
+            members=members,
+            mixture=mixture,
+            logprob=blend_logprob(members, span, mixture),
+            num_bytes=len(request.continuation.encode()),
+        )
+
+    async def count_tokens(self, blend_name: str, prompt: Prompt) -> dict[str, tuple[int, int]]:
+        """By member: the prompt's tokens, and the most that member can hold."""
+        check_prompt(prompt)
+        blend = self.blend(blend_name)
+        check_prompt_renders(prompt, list(blend.infos.values()))
+        start = SequenceStart(
+            prompt=prompt,
+            form=Form.TOKEN_IDS,
+            sampling=SamplingParams(),
+            seed=0,
+            prefill=False,
+        )
+        with self._admitted():
+            found = await self._on_each(sorted(blend.infos), start, None)
+        return {name: (found[name][0], info.max_context) for name, info in blend.infos.items()}
+
+    async def _on_each(
+        self, names: list[str], start: SequenceStart, want: Step | None
+    ) -> dict[str, tuple[int, list[StepToken]]]:
+        """Open a sequence on each member, in one fixed order, and carry out one step on all."""
+        seats: dict[str, Seat] = {}
+        try:
+            for name in names:
+                lease = await self._members[name].lease(self.spec.limits.lease_timeout_s)
+                seats[name] = Seat(lease)
+            results = await asyncio.gather(*(_open_and_run(s, start, want) for s in seats.values()))
+            return dict(zip(names, results, strict=True))
+        finally:
+            await asyncio.gather(*(seat.close() for seat in seats.values()))
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        limit = self.spec.limits.max_concurrent_generations
+        if self.num_active >= limit:
+            raise Overloaded(
+                "TOO_MANY_GENERATIONS",
+                f"{limit} generations are under way, the most this router takes",
+                retry_delay_s=_OVERLOAD_RETRY_S,
+            )
+        self.num_active += 1
+        try:
+            yield
+        finally:
+            self.num_active -= 1
+
+    async def _learn(self, name: str) -> None:
+        while name not in self._infos:
+            try:
+                lease = await self._members[name].lease(self.spec.limits.lease_timeout_s)
+                self._infos[name] = lease.info
+                await lease.release()
+            except CuveeError as error:
+                logger.warning("member %s is not there yet: %s", name, error.message)
+                await asyncio.sleep(_MEMBER_RETRY_S)
+
+
+async def _open_and_run(
+    seat: Seat, start: SequenceStart, want: Step | None
+) -> tuple[int, list[StepToken]]:
+    await seat.open(start)
+    tokens: list[StepToken] = []
+    if want is not None:
+        async with aclosing(seat.run(want)) as events:
+            async for event in events:
+                tokens.extend(event.tokens)
+    return seat.usage.prompt_tokens, tokens
+
+
+def mixture_logprobs(members: tuple[MemberScore, ...]) -> tuple[float, ...]:
+    """log Σ λᵢ pᵢ per token, for members with the same tokens."""
+    return tuple(
+        _log_sum_exp([math.log(m.weight) + m.tokens[t].logprob for m in members])
+        for t in range(len(members[0].tokens))
+    )
+
+
+def blend_logprob(
+    members: tuple[MemberScore, ...], span: Span, mixture: tuple[float, ...]
+) -> float | None:
+    """The blend's log-likelihood where its law over a text has a closed form.
+
+    Span token: Σ log Σ λᵢ pᵢ. Span response: log Σ λᵢ Π pᵢ. One member: its own.
+    """
+    if len(members) == 1:
+        return members[0].logprob
+    if span == "response":
+        return _log_sum_exp([math.log(m.weight) + m.logprob for m in members])
+    return math.fsum(mixture) if mixture else None
+
+
+def _log_sum_exp(values: list[float]) -> float:
+    top = max(values)
+    if top == -math.inf:
+        return top
+    return top + math.log(math.fsum(math.exp(value - top) for value in values))

@@ -1,0 +1,189 @@
+"""The public edge: our own grpc.aio server with health, reflection, deadlines and rich errors."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cluster.errors import DeadlineExceeded
+from cluster.members.server import MAX_MESSAGE_BYTES
+from cluster.router import convert
+from cluster.router.core import Router
+from cluster.router.requests import Update
+from cluster.router.status import ErrorInterceptor
+from cuvee.v1 import blend_pb2, blend_pb2_grpc, generation_pb2, generation_pb2_grpc
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_HEALTH_INTERVAL_S = 0.5
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """cuvee.v1.GenerationService over a router."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def Generate(  # noqa: N802
+        self, request: generation_pb2.GenerateRequest, context: _Context
+    ) -> generation_pb2.GenerateResponse:
+        """Write one reply and return it whole."""
+        wanted = convert.generation_from_proto(request)
+        response = generation_pb2.GenerateResponse(request_id=uuid.uuid4().hex)
+        async with self._deadline(context), aclosing(self._router.generate(wanted)) as updates:
+            pieces: list[str] = []
+            async for update in updates:
+                pieces.append(update.text)
+                piece = convert.stream_to_proto(update, "", wanted.output)
+                response.tokens.extend(piece.tokens)
+                response.outcome.MergeFrom(piece.outcome)
+        response.text = "".join(pieces)
+        return response
+
+    async def StreamGenerate(  # noqa: N802
+        self, request: generation_pb2.StreamGenerateRequest, context: _Context
+    ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
+        """Write one reply and stream it."""
+        wanted = convert.generation_from_proto(request)
+        request_id = uuid.uuid4().hex
+        async with self._deadline(context), aclosing(self._router.generate(wanted)) as updates:
+            async for update in updates:
+                if _has_news(update, wanted.output.attribution):
+                    yield convert.stream_to_proto(update, request_id, wanted.output)
+
+    async def Score(  # noqa: N802
+        self, request: generation_pb2.ScoreRequest, context: _Context
+    ) -> generation_pb2.ScoreResponse:
+        """Measure a continuation."""
+        wanted = convert.score_from_proto(request)
+        async with self._deadline(context):
+            return convert.score_to_proto(await self._router.score(wanted))
+
+    async def CountTokens(  # noqa: N802
+        self, request: generation_pb2.CountTokensRequest, context: _Context
+    ) -> generation_pb2.CountTokensResponse:
+        """Count an input's tokens."""
+        async with self._deadline(context):
+            counts = await self._router.count_tokens(
+                request.blend, convert.prompt_from_proto(request)
+            )
+        members = [
+            generation_pb2.MemberTokenCount(member=name, num_tokens=num, max_context=most)
+            for name, (num, most) in counts.items()
+        ]
+        return generation_pb2.CountTokensResponse(members=members)
+
+    @asynccontextmanager
+    async def _deadline(self, context: _Context) -> AsyncIterator[None]:
+        """The caller's deadline, or the server's own if that is nearer."""
+        limit = self._router.spec.limits.max_deadline_s
+        remaining = context.time_remaining()
+        limit = limit if remaining is None else min(limit, remaining)
+        try:
+            async with asyncio.timeout(limit):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "DEADLINE_EXCEEDED", f"the reply was not finished within {limit:.3g} s"
+            ) from None
+
+
+class BlendServicer(blend_pb2_grpc.BlendServiceServicer):
+    """cuvee.v1.BlendService over a router."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def ListBlends(  # noqa: N802
+        self, request: blend_pb2.ListBlendsRequest, context: _Context
+    ) -> blend_pb2.ListBlendsResponse:
+        """List all blends that are ready."""
+        return blend_pb2.ListBlendsResponse(
+            blends=[self._describe(name) for name in self._router.ready_blends],
+            default_blend=self._router.spec.default_blend,
+        )
+
+    async def GetBlend(  # noqa: N802
+        self, request: blend_pb2.GetBlendRequest, context: _Context
+    ) -> blend_pb2.GetBlendResponse:
+        """Describe one blend."""
+        return blend_pb2.GetBlendResponse(blend=self._describe(request.name))
+
+    def _describe(self, name: str) -> blend_pb2.Blend:
+        max_tokens = self._router.spec.limits.max_new_tokens
+        return convert.blend_to_proto(self._router.blend(name), max_tokens)
+
+
+class Edge:
+    """The server: starts listening at once, serves each blend as soon as its members are known."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+        self.port = 0
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=(ErrorInterceptor(),),
+            options=[
+                ("grpc.so_reuseport", 1),  # router replicas on one node share the port
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ],
+        )
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+            GenerationServicer(router), self._server
+        )
+        blend_pb2_grpc.add_BlendServiceServicer_to_server(BlendServicer(router), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (
+                generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
+                blend_pb2.DESCRIPTOR.services_by_name["BlendService"].full_name,
+                health.SERVICE_NAME,
+                reflection.SERVICE_NAME,
+            ),
+            self._server,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen, and begin to learn the members."""
+        await self._set_health()
+        self.port = self._server.add_insecure_port(f"{host}:{port}")
+        await self._server.start()
+        self._tasks = [
+            asyncio.create_task(self.router.learn_members()),
+            asyncio.create_task(self._watch_health()),
+        ]
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, let running ones finish within the grace, then close."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    async def _watch_health(self) -> None:
+        while True:
+            await self._set_health()
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+    async def _set_health(self) -> None:
+        """Per blend by its name; overall once all of them serve."""
+        ready = self.router.ready_blends
+        for name in self.router.spec.blends:
+            await self._health.set(name, _SERVING if name in ready else _NOT_SERVING)
+        is_whole = len(ready) == len(self.router.spec.blends)
+        await self._health.set("", _SERVING if is_whole else _NOT_SERVING)
+
+
+def _has_news(update: Update, attribution: bool) -> bool:
+    return bool(update.text or update.outcome or (attribution and update.tokens))

@@ -1,0 +1,260 @@
+"""What a caller asks, checked field by field, and what the answer is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cluster.blending.base import Span
+from cluster.errors import InvalidRequest
+from cluster.members.base import Prompt, StepToken
+from cluster.members.seat import SeatUsage
+
+MAX_STOP_STRINGS = 16
+MAX_TOP_CANDIDATES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; None takes the blend's default."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0, math.inf, "a number of at least 0")
+        _check("top_p", self.top_p, 0, 1, "a number above 0 and at most 1", above=True)
+        _check("min_p", self.min_p, 0, 1, "a number between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """When a reply ends; None takes the server's limit."""
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise _refuse("stopping.max_tokens", self.max_tokens, "at least 1")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _refuse(
+                "stopping.min_tokens", self.min_tokens, f"at most max_tokens, {self.max_tokens}"
+            )
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise _refuse(
+                "stopping.stop", f"{len(self.stop)} strings", f"at most {MAX_STOP_STRINGS}"
+            )
+        for index, stop in enumerate(self.stop):
+            if not stop:
+                raise _refuse(f"stopping.stop[{index}]", "an empty string", "some text")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the answer tells about its tokens."""
+
+    logprobs: bool = False
+    num_top_candidates: int = 0
+    attribution: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_top_candidates > MAX_TOP_CANDIDATES:
+            raise _refuse(
+                "output.num_top_candidates",
+                self.num_top_candidates,
+                f"at most {MAX_TOP_CANDIDATES}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """Changes to the blend for one request."""
+
+    weights: Mapping[str, float] | None = None
+    span: Span | None = None
+    member: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.member is not None and self.weights is not None:
+            raise InvalidRequest(
+                "CONFLICTING_OVERRIDES",
+                "got both member and weights; expected one of them: a pinned member has all weight",
+                field="overrides.member",
+            )
+        if self.weights is None:
+            return
+        for name, weight in self.weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise _refuse(f"overrides.weights[{name}]", weight, "a number of at least 0")
+        if math.fsum(self.weights.values()) <= 0:
+            raise InvalidRequest(
+                "INVALID_WEIGHTS",
+                "got weights that sum to 0; expected a positive sum",
+                field="overrides.weights",
+            )
+
+    def check_names(self, known: Iterable[str], blend: str) -> None:
+        """Refuse members that the blend does not have."""
+        names = tuple(known)
+        given = [(f"overrides.weights[{name}]", name) for name in self.weights or ()]
+        if self.member is not None:
+            given.append(("overrides.member", self.member))
+        for path, name in given:
+            if name not in names:
+                raise InvalidRequest(
+                    "UNKNOWN_MEMBER",
+                    f"got {name!r}; expected a member of blend {blend!r}: {', '.join(names)}",
+                    field=path,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A request for one reply."""
+
+    blend: str
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    stopping: Stopping = Stopping()
+    output: Output = Output()
+    overrides: Overrides = Overrides()
+    user_id: str = ""
+    conversation_id: str = ""
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A request to measure a continuation; sampling that is not given means no warping."""
+
+    blend: str
+    prompt: Prompt
+    continuation: str
+    sampling: Sampling = Sampling()
+    overrides: Overrides = Overrides()
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+        if not self.continuation:
+            raise InvalidRequest(
+                "EMPTY_CONTINUATION", "got no text; expected some to measure", field="continuation"
+            )
+
+
+class FinishReason(Enum):
+    """Why a reply ended."""
+
+    END_OF_TURN = "end_of_turn"
+    STOP_STRING = "stop_string"
+    MAX_TOKENS = "max_tokens"
+    CONTEXT_FULL = "context_full"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyToken:
+    """One token of a reply and the member that drew it."""
+
+    member: str
+    position: int
+    token: StepToken
+
+
+@dataclass(slots=True)
+class MemberUsage:
+    """What a reply cost one member."""
+
+    member: str
+    drawn_tokens: int = 0
+    leases: int = 0
+    seat: SeatUsage = field(default_factory=SeatUsage)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a reply ended and what it cost."""
+
+    finish_reason: FinishReason
+    stop_string: str
+    seed: int
+    blend: str
+    revision: str
+    num_tokens: int
+    usage: tuple[MemberUsage, ...]
+
+
+@dataclass(slots=True)
+class Update:
+    """The next piece of a reply; the last one has the outcome."""
+
+    text: str = ""
+    tokens: list[ReplyToken] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberScore:
+    """A continuation as one member sees it."""
+
+    member: str
+    weight: float
+    tokens: tuple[StepToken, ...]
+
+    @property
+    def logprob(self) -> float:
+        """Natural logarithm of the continuation's probability under this member."""
+        return math.fsum(token.logprob for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A continuation under every member and, where it has a closed form, under the blend."""
+
+    blend: str
+    revision: str
+    members: tuple[MemberScore, ...]
+    mixture: tuple[float, ...]  # per token; empty where members have different tokens
+    logprob: float | None
+    num_bytes: int
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """Refuse a prompt without content."""
+    if prompt.messages is None:
+        if not prompt.text:
+            raise InvalidRequest(
+                "EMPTY_PROMPT", "got no prompt; expected text or a chat", field="prompt"
+            )
+        return
+    if not prompt.messages:
+        raise InvalidRequest(
+            "EMPTY_PROMPT", "got no messages; expected some", field="chat.messages"
+        )
+    if prompt.messages[-1].role == "assistant":
+        raise InvalidRequest(
+            "INVALID_ROLE",
+            "the last message is the assistant's; expected one to answer",
+            field=f"chat.messages[{len(prompt.messages) - 1}].role",
+        )
+
+
+def _check(
+    name: str, value: float | None, low: float, high: float, expected: str, *, above: bool = False
+) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        raise _refuse(f"sampling.{name}", value, expected)
+
+
+def _refuse(path: str, given: object, expected: str) -> InvalidRequest:
+    return InvalidRequest("INVALID_VALUE", f"got {given}; expected {expected}", field=path)

@@ -1,0 +1,33 @@
+"""The blend file: one YAML, validated once into a frozen tree.
+
+    spec = load_spec("blend.yaml")          # or raise SpecError listing every problem with its line
+    spec.blends["demo"].weights             # shares, summing to 1
+    spec.revision_of("demo")                # what clients see as the blend's revision
+    ClusterSpec.model_validate(spec.to_mapping()) == spec
+
+Importing this costs pydantic and PyYAML, never torch or transformers.
+"""
+
+from cluster.spec.blend import BlendSpec, MixtureSpec, SamplingSpec
+from cluster.spec.load import load_spec, parse_mapping, parse_spec
+from cluster.spec.member import AutoscalingSpec, MemberSpec, ResourcesSpec
+from cluster.spec.model import ClusterSpec, LimitsSpec, ServingSpec
+from cluster.spec.values import FrozenMapping, Span, parse_size
+
+__all__ = [
+    "AutoscalingSpec",
+    "BlendSpec",
+    "ClusterSpec",
+    "FrozenMapping",
+    "LimitsSpec",
+    "MemberSpec",
+    "MixtureSpec",
+    "ResourcesSpec",
+    "SamplingSpec",
+    "ServingSpec",
+    "Span",
+    "load_spec",
+    "parse_mapping",
+    "parse_size",
+    "parse_spec",
+]

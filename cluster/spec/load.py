@@ -1,0 +1,97 @@
+"""From a file, a text or a mapping to a validated spec, or to one error listing every problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cluster.errors import SpecError
+from cluster.spec.lines import Document, NotYaml, read_yaml
+from cluster.spec.member import BASE_FOLDER
+from cluster.spec.messages import problem_of
+from cluster.spec.model import ClusterSpec
+from cluster.spec.references import Problem, dangling
+
+
+def load_spec(path: str | Path) -> ClusterSpec:
+    """Read a blend file; relative model folders start from its folder."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError("SPEC_NOT_FOUND", f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError("SPEC_UNREADABLE", f"{path}: cannot be read as text: {error}") from None
+    return parse_spec(text, path.absolute().parent, name=str(path))
+
+
+def parse_spec(text: str, base: Path | None = None, name: str = "<string>") -> ClusterSpec:
+    """Parse YAML; relative model folders start from `base`, and errors call the text `name`."""
+    try:
+        document = read_yaml(text)
+    except NotYaml as error:
+        place = f"{name}:{error.line}:{error.column}" if error.line else name
+        raise SpecError(
+            "SPEC_NOT_YAML", f"{place}: not valid YAML: {error.message}", line=error.line
+        ) from None
+    return _validate(document, base, name)
+
+
+def parse_mapping(
+    mapping: Mapping[str, Any], base: Path | None = None, name: str = "<mapping>"
+) -> ClusterSpec:
+    """Validate what `to_mapping` gave, or the arguments of a Serve application, with our errors."""
+    return _validate(Document(dict(mapping), None, (), ()), base, name)
+
+
+def _validate(document: Document, base: Path | None, name: str) -> ClusterSpec:
+    problems = list(zip(document.problem_lines, document.problems, strict=True))
+    spec = None
+    if document.data is None:
+        problems.append((1, Problem((), "is empty; expected version, members and blends")))
+    else:
+        try:
+            spec = ClusterSpec.model_validate(document.data, context={BASE_FOLDER: base})
+        except ValidationError as error:
+            found = _dangling_in(document.data)
+            found += [problem_of(e, ClusterSpec, document) for e in error.errors() if e["loc"]]
+            found = found or [Problem((), "expected a mapping of version, members and blends")]
+            problems += [(document.line(problem.location), problem) for problem in found]
+    if problems or spec is None:
+        raise _error(problems, name, with_lines=document.root is not None)
+    return spec
+
+
+def _error(problems: list[tuple[int, Problem]], name: str, *, with_lines: bool) -> SpecError:
+    problems = sorted(problems, key=lambda found: (found[0], found[1].field))
+    lines = [
+        ": ".join(
+            filter(None, (f"{name}:{line}" if with_lines else name, problem.field, problem.message))
+        )
+        for line, problem in problems
+    ]
+    first_line, first = problems[0]
+    return SpecError(
+        "SPEC_INVALID",
+        "\n".join(lines),
+        field=first.field,
+        line=first_line if with_lines else 0,
+    )
+
+
+def _dangling_in(data: Any) -> list[Problem]:
+    """The names check of `ClusterSpec`, on data too broken for it to have run there."""
+
+    def mapping(given: Any, key: str) -> Mapping[str, Any]:
+        inner = given.get(key) if isinstance(given, Mapping) else None
+        return inner if isinstance(inner, Mapping) else {}
+
+    members = tuple(mapping(data, "members"))
+    blends = {
+        name: tuple(mapping(blend, "members")) for name, blend in mapping(data, "blends").items()
+    }
+    default = mapping(data, "serving").get("default_blend")
+    return dangling(members, blends, default if isinstance(default, str) else None)

@@ -1,0 +1,115 @@
+"""Pydantic's findings in our words: what was given, and what would be right there.
+
+The words for "what would be right" are the `description` of the field concerned, found by walking
+the spec's own types along the error's location.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from yaml import ScalarNode
+
+from cluster.spec.lines import Document, misread
+from cluster.spec.references import Location, Problem, did_you_mean
+from cluster.spec.values import REFUSED
+
+_KEY = "[key]"
+_MAX_SHOWN = 60
+_WANTS_TEXT = {"string_type", "literal_error"}
+_WANTS_NUMBER = {"int_type", "float_type"}
+
+
+def problem_of(error: ErrorDetails, tree: type[BaseModel], document: Document) -> Problem:
+    """One pydantic error as one problem."""
+    location = tuple(part for part in error["loc"] if part != _KEY)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return Problem(location, _unknown_key(location, tree))
+    if kind == "missing":
+        return Problem(location, f"missing; expected {_expected(location, tree)}")
+    if kind == REFUSED:
+        message = error["ctx"]["message"]
+    else:
+        message = f"expected {_expected(location, tree)}"
+    given = location[-1] if error["loc"][-1:] == (_KEY,) else error["input"]
+    if kind == REFUSED and isinstance(given, Mapping | BaseModel):
+        return Problem(location, message)
+    return Problem(location, f"got {_shown(given, kind, location, document)}; {message}")
+
+
+def _unknown_key(location: Location, tree: type[BaseModel]) -> str:
+    model, _ = _place(location[:-1], tree)
+    known = list(_fields(model))
+    suggestion = did_you_mean(str(location[-1]), known)
+    return f"unknown key; expected one of {', '.join(known)}{suggestion}"
+
+
+def _shown(value: Any, kind: str, location: Location, document: Document) -> str:
+    if isinstance(value, Mapping | BaseModel):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    node = document.node(location)
+    if isinstance(value, str):
+        text = repr(value if len(value) <= _MAX_SHOWN else value[:_MAX_SHOWN] + "…")
+        if kind not in _WANTS_NUMBER or not _is_number(value):
+            return text
+        if isinstance(node, ScalarNode) and node.style is None:
+            return f"{text}, which YAML reads as text (before an e, it wants a dot: 1.0e-3)"
+        return f"{text}, which is text (write it without quotes)"
+    wants_text = kind in _WANTS_TEXT or isinstance(value, bool)  # no field wants a truth value
+    if wants_text and value is not None and (words := misread(node)):
+        return f"{words} (put it in quotes if text is meant)"
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else str(value)[:_MAX_SHOWN]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _expected(location: Location, tree: type[BaseModel]) -> str:
+    _, field = _place(location, tree)
+    return (field.description if field else None) or "a mapping of keys to values"
+
+
+def _place(
+    location: Location, tree: type[BaseModel]
+) -> tuple[type[BaseModel] | None, FieldInfo | None]:
+    """The model found at a location, and the innermost field on the way to it."""
+    model: type[BaseModel] | None = tree
+    field: FieldInfo | None = None
+    at_key = False  # inside a mapping the next part is a name of the file's own, not a field
+    for part in location:
+        if at_key:
+            at_key = False
+            continue
+        fields = _fields(model)
+        if part not in fields:
+            break
+        field = fields[str(part)]
+        model = _model_in(field.annotation)
+        at_key = get_origin(field.annotation) is Mapping
+    return model, field
+
+
+def _fields(model: type[BaseModel] | None) -> dict[str, FieldInfo]:
+    """A model's fields under the names that a blend file uses."""
+    found = model.model_fields if model else {}
+    return {info.alias or name: info for name, info in found.items()}
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -1,0 +1,106 @@
+"""The blend file as one tree: members, blends of them, and how they are served.
+
+This knows nothing of YAML, of tokenizers or of weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from cluster.spec.blend import BlendSpec
+from cluster.spec.frozen import Frozen
+from cluster.spec.member import MemberSpec
+from cluster.spec.references import dangling
+from cluster.spec.values import Host, Name, Named, refuse
+
+_REVISION_LENGTH = 12
+
+
+class ServingSpec(Frozen):
+    """Where the edge listens."""
+
+    host: Host = Field(default="127.0.0.1", description="a loopback address such as 127.0.0.1")
+    port: int = Field(
+        default=9000, ge=0, le=65535, description="a port between 0 and 65535 (0: any free one)"
+    )
+    routers: int = Field(
+        default=1, ge=1, description="router replicas, a whole number of at least 1"
+    )
+    default_blend: Name | None = Field(default=None, description="the name of a blend of this file")
+
+
+class LimitsSpec(Frozen):
+    """What one request may ask for, and what one router takes on."""
+
+    max_prompt_tokens: int = Field(default=16384, ge=1, description="tokens, at least 1")
+    max_new_tokens: int = Field(default=1024, ge=1, description="tokens, at least 1")
+    max_concurrent_generations: int = Field(
+        default=256, ge=1, description="generations at one time per router, at least 1"
+    )
+    max_deadline_s: float = Field(
+        default=600.0, gt=0, allow_inf_nan=False, description="seconds, a number above 0"
+    )
+    lease_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds to wait for a replica, above 0",
+    )
+
+
+class ClusterSpec(Frozen):
+    """One blend file."""
+
+    version: int = Field(ge=1, le=1, description="1, the only version this Cuvée reads")
+    members: Named[MemberSpec] = Field(
+        min_length=1, description="members by name, such as {austen: {model: embedded:tiny-austen}}"
+    )
+    blends: Named[BlendSpec] = Field(
+        min_length=1, description="blends by name, such as {demo: {method: mixture, members: …}}"
+    )
+    serving: ServingSpec = Field(
+        default=ServingSpec(), description="a mapping such as {host: 127.0.0.1, port: 9000}"
+    )
+    limits: LimitsSpec = Field(
+        default=LimitsSpec(), description="a mapping such as {max_new_tokens: 1024}"
+    )
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> ClusterSpec:
+        blends = {name: tuple(blend.members) for name, blend in self.blends.items()}
+        found = dangling(tuple(self.members), blends, self.serving.default_blend)
+        if found:
+            raise refuse("; ".join(f"{problem.field}: {problem.message}" for problem in found))
+        return self
+
+    @property
+    def default_blend(self) -> str:
+        """The blend of requests that name none: `serving.default_blend`, else the file's first."""
+        return self.serving.default_blend or next(iter(self.blends))
+
+    def revision_of(self, blend: str) -> str:
+        """A short hash of what decides a blend's text: method, weights, sampling, models, dtypes.
+
+        Replicas, memory, device and descriptions are left out: clients compare revisions to know
+        whether answers may differ, and scaling must not look like a new blend. Weights count as
+        shares, in order. Models are hashed by name, not by content.
+        """
+        chosen = self.blends[blend]
+        content = chosen.model_dump(mode="json", exclude={"description", "members"})
+        content["weights"] = [(name, round(share, 12)) for name, share in chosen.weights.items()]
+        content["models"] = [
+            self.members[name].model_dump(
+                mode="json", include={"model", "revision", "dtype", "max_context"}
+            )
+            for name in chosen.members
+        ]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:_REVISION_LENGTH]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain data, such as JSON and YAML hold; `ClusterSpec.model_validate` gives it back."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,57 @@
+"""Names that one part of a blend file uses and another part must define."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a blend file: where, and in words."""
+
+    location: Location
+    message: str
+
+    @property
+    def field(self) -> str:
+        return ".".join(str(part) for part in self.location)
+
+
+def did_you_mean(given: str, known: Sequence[str]) -> str:
+    """`; did you mean …?` when something known looks like it, else nothing."""
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def dangling(
+    members: Sequence[str], blends: Mapping[str, Sequence[str]], default_blend: str | None
+) -> list[Problem]:
+    """Members that blends use but nobody defines, and a default blend that is none."""
+    found = [
+        Problem(
+            ("blends", blend, "members", name),
+            f"there is no member {name!r}; expected {_one_of(members)}"
+            + did_you_mean(name, members),
+        )
+        for blend, names in blends.items()
+        for name in names
+        if name not in members
+    ]
+    if default_blend is not None and default_blend not in blends:
+        names = tuple(blends)
+        found.append(
+            Problem(
+                ("serving", "default_blend"),
+                f"there is no blend {default_blend!r}; expected {_one_of(names)}"
+                + did_you_mean(default_blend, names),
+            )
+        )
+    return found
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return "one of " + ", ".join(names) if names else "one defined in this file"

@@ -1,0 +1,143 @@
+"""The small values a blend file is made of: names, sizes, spans, and a mapping that cannot change.
+
+Each check raises `refuse(...)`, whose text is shown as it is after "got …; ".
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WrapSerializer,
+)
+from pydantic_core import PydanticCustomError
+
+REFUSED = "cuvee_refused"  # the type of our own pydantic errors; their message is meant for people
+
+MIN_KV_MEMORY_BYTES = 64 * 1024
+MAX_NAME_LENGTH = 40
+
+SPAN_WORDS = ("token", "word", "sentence", "response")
+_NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def refuse(message: str) -> PydanticCustomError:
+    """An error that says what would be right; what was given is put before it."""
+    return PydanticCustomError(REFUSED, "{message}", {"message": message})
+
+
+class FrozenMapping(Mapping[K, V], Generic[K, V]):
+    """A read-only mapping that keeps its order and can be hashed and pickled.
+
+    `types.MappingProxyType` can do neither of the last two, and specs travel to other processes.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[K, V]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: K) -> V:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+def _check_name(text: str) -> str:
+    if len(text) > MAX_NAME_LENGTH or not _NAME.fullmatch(text):
+        raise refuse(
+            f"expected a name of at most {MAX_NAME_LENGTH} characters: a-z first, then a-z, 0-9 "
+            "and hyphens, no hyphen last"
+        )
+    return text
+
+
+def _plain(mapping: Any, handler: SerializerFunctionWrapHandler) -> Any:
+    return handler(dict(mapping))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a human size: 256MiB and 256Mi count in 1024s, 256MB and 256M in 1000s."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size")
+    number, power, binary = match.groups()
+    unit = 1024.0 if binary else 1000.0
+    return round(float(number) * unit ** _POWERS[power.upper()])
+
+
+def _check_size(given: object) -> int:
+    expected = "expected a size such as 256MiB or 1.5GiB, at least 64KiB"
+    if isinstance(given, str):
+        try:
+            given = parse_size(given)
+        except ValueError:
+            raise refuse(expected) from None
+    if isinstance(given, int) and not isinstance(given, bool) and given >= MIN_KV_MEMORY_BYTES:
+        return given
+    raise refuse(expected)
+
+
+def _check_span(given: Any) -> Any:
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    if given in SPAN_WORDS if isinstance(given, str) else whole and given >= 1:
+        return given
+    raise refuse(
+        f"expected one of {', '.join(SPAN_WORDS)}, or a whole number of tokens of at least 1"
+    )
+
+
+def _check_weights(weights: Mapping[str, float]) -> Mapping[str, float]:
+    if not weights:
+        raise refuse("expected at least one member with its weight, such as {austen: 1}")
+    total = math.fsum(weights.values())
+    if not 0 < total < math.inf:
+        raise refuse(f"expected weights with a finite sum above 0; they sum to {total:g}")
+    return weights
+
+
+def _check_host(host: str) -> str:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise refuse(
+            "expected a loopback address such as 127.0.0.1: this version has no authentication, "
+            "so it serves this machine only; put an authenticating proxy in front of it"
+        )
+    return host
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Named = Annotated[Mapping[Name, V], AfterValidator(FrozenMapping), WrapSerializer(_plain)]
+Weights = Annotated[Named[Weight], AfterValidator(_check_weights)]
+Bytes = Annotated[int, BeforeValidator(_check_size)]
+Host = Annotated[str, AfterValidator(_check_host)]
+Span = Annotated[
+    Literal["token", "word", "sentence", "response"] | int, BeforeValidator(_check_span)
+]

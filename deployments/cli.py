@@ -1,0 +1,125 @@
+"""`cuvee`, whole: the commands of `cluster.cli` and the two that need Ray, `up` and `demo`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from cluster.cli.main import app
+from cluster.cli.options import JsonOption, MarksOption
+
+if TYPE_CHECKING:
+    from cluster.errors import CuveeError
+    from cluster.spec import ClusterSpec
+
+PortOption = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Listen here instead; 0: any free port.")
+]
+
+
+@app.command()
+def up(
+    file: Annotated[
+        Path | None, typer.Argument(help="A blend file. Default: the demo's, with tiny models.")
+    ] = None,
+    port: PortOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="RAY", help="Join this Ray cluster (or `auto`), start none."),
+    ] = None,
+    num_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs that Ray may use. Default: all it finds.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a blend file from this machine until Ctrl-C."""
+    spec = _load(file or demo_file(), port=port, as_json=as_json)
+    from deployments.up import serve_until_stopped
+
+    with _reporting(as_json=as_json):
+        serve_until_stopped(spec, ray_address=address, num_gpus=num_gpus, as_json=as_json)
+
+
+@app.command()
+def demo(
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "It is a truth",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a reply.")] = 80,
+    keep: Annotated[bool, typer.Option("--keep", help="Serve on until Ctrl-C.")] = False,
+    marks: MarksOption = False,
+) -> None:
+    """Start a cluster of tiny models here, show what a blend is, and stop."""
+    spec = _load(demo_file(), port=0)
+    from deployments.demo import show
+
+    with _reporting():
+        show(spec, prompt=prompt, seed=seed, max_tokens=max_tokens, keep=keep, marks=marks)
+
+
+def demo_file() -> Path:
+    """The blend file that ships with Cuvée."""
+    from importlib.resources import files
+
+    return Path(str(files("cluster.models") / "demo.yaml"))
+
+
+def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> ClusterSpec:
+    """A spec whose models are here, on the port wanted; or say what is wrong, with its line."""
+    from cluster.errors import CuveeError, SpecError
+    from cluster.models.reference import ModelKind
+    from cluster.models.resolve import resolve
+    from cluster.spec import load_spec
+
+    try:
+        spec = load_spec(file)
+    except SpecError as error:
+        if not as_json:  # its lines begin with the file's name and the line
+            typer.echo(error.message, err=True)
+            raise typer.Exit(2) from None
+        _fail(error, code=2, as_json=True)
+    for name, member in spec.members.items():
+        if member.reference.kind is ModelKind.HUB:  # its replicas may still download it
+            continue
+        try:
+            resolve(member.model, member.revision, download=False)
+        except CuveeError as error:
+            error.field = f"members.{name}.model"
+            error.message = f"{file}: {error.field}: {error.message}"
+            _fail(error, code=1, as_json=as_json)
+    if port is None:
+        return spec
+    return spec.model_copy(update={"serving": spec.serving.model_copy(update={"port": port})})
+
+
+@contextmanager
+def _reporting(*, as_json: bool = False) -> Iterator[None]:
+    """Errors become words and exit codes, SIGTERM the same orderly end as Ctrl-C."""
+    from cluster.cli.call import EXIT_INTERRUPTED
+    from cluster.errors import CuveeError
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except CuveeError as error:
+        _fail(error, code=1, as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(error: CuveeError, *, code: int, as_json: bool) -> NoReturn:
+    from cluster.cli.call import print_error
+
+    print_error(error, as_json=as_json)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="cuvee")

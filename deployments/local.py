@@ -1,0 +1,228 @@
+"""A whole cluster on this machine: Ray, Serve and one blend file's deployments, started and ended.
+
+    with LocalCluster(spec) as cluster:
+        grpc.insecure_channel(cluster.address)
+
+Ray listens on loopback only and forgets about usage statistics, dashboards and worker logs on the
+driver's terminal; what replicas log is in `cluster.log_folder`. Ray is imported when a cluster
+starts, not before: importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from cluster.errors import CuveeError, InvalidRequest, Unavailable
+from cluster.spec import ClusterSpec
+from deployments.machine import check_gpus, check_port_is_free, num_cpus_needed
+from deployments.processes import await_end, descendants
+from deployments.stages import RAY, ROUTER, Stage, failure_of, stages_of
+
+OBJECT_STORE_BYTES = 80_000_000  # tokens do not pass through it
+EXIT_GRACE_S = 5.0
+POLL_S = 0.2
+READY_TIMEOUT_S = 900.0
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning about a coming default
+    # Despite its name, on Linux: the node's address becomes 127.0.0.1, and Ray, which has no
+    # passwords, then listens there only and not on every interface.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+Watch = Callable[[Mapping[str, Stage]], None]
+
+
+class LocalCluster:
+    """A spec served from this machine while the context lasts.
+
+    With `ray_address` it joins a running Ray cluster instead of starting one, and leaves by
+    removing what it deployed there.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        *,
+        ray_address: str | None = None,
+        num_gpus: float | None = None,
+        watch: Watch = lambda stages: None,
+        ready_timeout_s: float = READY_TIMEOUT_S,
+    ) -> None:
+        self.spec = spec
+        self.port = 0
+        self.log_folder = ""
+        self._ray_address = ray_address
+        self._num_gpus = num_gpus
+        self._watch = watch
+        self._ready_timeout_s = ready_timeout_s
+        self._others = descendants()  # children that are not ours to end
+        self._is_connected = False
+        self._is_deployed = False
+
+    @property
+    def address(self) -> str:
+        """Where the edge listens."""
+        return f"{self.spec.serving.host}:{self.port}"
+
+    def __enter__(self) -> LocalCluster:
+        try:
+            self._start()
+        except BaseException:
+            self.stop(drain=False)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self, *, drain: bool = True) -> None:
+        """End everything; with `drain`, replies under way may finish. Stopping again is fine."""
+        started = descendants() - self._others
+        if not (self._is_connected or started):
+            return
+        import ray
+        from ray import serve
+
+        from deployments.app import APPLICATION
+
+        if self._is_deployed and (drain or self._ray_address):
+            self._is_deployed = False
+            with contextlib.suppress(Exception):  # what cannot be drained is killed below
+                serve.delete(APPLICATION)
+        ray.shutdown()
+        self._is_connected = False
+        await_end(started, EXIT_GRACE_S)
+
+    def _start(self) -> None:
+        check_port_is_free(self.spec.serving.host, self.spec.serving.port)
+        self._report({RAY: Stage.STARTING})
+        self._start_ray()
+        self._await_ready(self._deploy())
+
+    def _start_ray(self) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import ray
+        from ray import serve
+
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._ray_address:
+            options["address"] = self._ray_address
+        else:
+            options |= {
+                "address": "local",
+                "_node_ip_address": "127.0.0.1",
+                "include_dashboard": False,
+                "num_cpus": num_cpus_needed(self.spec),
+                "num_gpus": self._num_gpus,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
+        try:
+            with _sigterm_kept():
+                context: Any = ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise Unavailable("RAY_UNAVAILABLE", f"Ray cannot be started: {error}") from error
+        self._is_connected = True
+        self.log_folder = os.path.join(context.address_info.get("session_dir") or "", "logs")
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        check_gpus(self.spec, resources.get("GPU", 0.0))
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(proxy_location="Disabled")
+
+    def _deploy(self) -> Any:
+        """Ask Serve for all deployments at once; gives a handle on the router."""
+        from ray import serve
+        from ray.serve.api import RunTarget
+
+        from deployments.app import APPLICATION, build
+
+        if APPLICATION in serve.status().applications:
+            raise InvalidRequest(
+                "ALREADY_SERVED", f"an application {APPLICATION!r} runs on this Ray cluster already"
+            )
+        self._is_deployed = True
+        target = RunTarget(build(self.spec), name=APPLICATION, route_prefix=None)
+        return serve.run_many([target], wait_for_applications_running=False)[0]
+
+    def _await_ready(self, router: Any) -> None:
+        """Follow Serve's view until the edge itself says that every blend is served."""
+        deadline_s = time.monotonic() + self._ready_timeout_s
+        while True:
+            details = _application_details()
+            stages = stages_of(details, self.spec)
+            self._report({RAY: Stage.READY, **stages})
+            if failure := failure_of(details):
+                name, words = failure
+                raise Unavailable("MEMBER_FAILED", f"{name} cannot start: {words}")
+            if stages[ROUTER] is Stage.READY:
+                self.port = self.port or router.status.remote().result(timeout_s=30)["port"]
+                if is_serving(self.address):
+                    self._report({RAY: Stage.READY, **dict.fromkeys(stages, Stage.READY)})
+                    return
+            if time.monotonic() > deadline_s:
+                waiting = [name for name, stage in stages.items() if stage is not Stage.READY]
+                raise Unavailable(
+                    "NOT_READY",
+                    f"not ready after {self._ready_timeout_s:g} s; "
+                    f"waiting for {', '.join(waiting) or f'an answer from {self.address}'}",
+                )
+            time.sleep(POLL_S)
+
+    def _report(self, stages: Mapping[str, Stage]) -> None:
+        waiting = dict.fromkeys((*self.spec.members, ROUTER), Stage.WAITING)
+        self._watch({**waiting, **stages})
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts; give it back to whoever wanted it."""
+    wanted = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and wanted not in (signal.SIG_DFL, None):
+            signal.signal(signal.SIGTERM, wanted)
+
+
+def is_serving(address: str, timeout_s: float = 2.0) -> bool:
+    """Whether a server says by grpc.health.v1 that all its blends are served."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _application_details() -> Mapping[str, Any]:
+    """Serve's view of our application, with each replica's process; serve.status() has none."""
+    from ray.serve.context import _get_global_client
+
+    from deployments.app import APPLICATION
+
+    client = _get_global_client()
+    if client is None:
+        raise CuveeError("SERVE_GONE", "Ray Serve has ended")
+    details: Mapping[str, Any] = client.get_serve_details()["applications"].get(APPLICATION, {})
+    return details

@@ -1,0 +1,51 @@
+"""What a spec needs of one machine: a free port, room for its processes, GPUs."""
+
+from __future__ import annotations
+
+import math
+import socket
+
+from cluster.errors import InvalidRequest
+from cluster.spec import ClusterSpec
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """Refuse a port that somebody listens on; routers share theirs, so Linux would not object."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError as error:
+            raise InvalidRequest(
+                "PORT_TAKEN",
+                f"port {port} of {host} cannot be used: {error.strerror}; "
+                "choose another with --port, or stop what listens there",
+                field="serving.port",
+            ) from None
+
+
+def num_cpus_needed(spec: ClusterSpec) -> int:
+    """What all replicas together ask for: on one machine placement must never be what waits.
+
+    And at least one per process: Ray starts so many ahead of need, and no more at one time.
+    """
+    from deployments.app import ROUTER_CPUS
+
+    members = spec.members.values()
+    asked = math.fsum(member.resources.num_cpus * member.max_replicas for member in members)
+    num_replicas = sum(member.min_replicas for member in members) + spec.serving.routers
+    return max(math.ceil(asked + ROUTER_CPUS * spec.serving.routers - 1e-9), num_replicas + 1)
+
+
+def check_gpus(spec: ClusterSpec, num_gpus: float) -> None:
+    """Refuse what would wait for ever."""
+    members = spec.members.values()
+    asked = math.fsum(member.resources.num_gpus * member.min_replicas for member in members)
+    if asked > num_gpus + 1e-9:
+        raise InvalidRequest(
+            "TOO_FEW_GPUS",
+            f"replicas ask for {asked:g} GPUs, and Ray has {num_gpus:g} here",
+            field="resources.num_gpus",
+        )

@@ -1,0 +1,52 @@
+"""A member's replica on Serve: one engine on its own device, one data-plane port."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+
+from cluster.errors import InternalError
+from cluster.members.leases import LeaseGrant
+from cluster.members.server import MemberServer
+from cluster.spec import MemberSpec
+
+
+class MemberDeployment:
+    """What Serve runs for each replica of a member."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, name: str, spec: dict[str, Any]
+    ) -> None:
+        # Here, since it brings torch along: the driver and the router do without.
+        from cluster.members.build import build_replica
+
+        self._replica = await build_replica(name, MemberSpec.model_validate(spec))
+        self._server = MemberServer(self._replica)
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        await self._server.start(host)
+
+    async def lease(self) -> AsyncIterator[LeaseGrant]:
+        """Hold this replica: the first item says where to speak to it; ends with the caller."""
+        leases = self._server.lease()
+        try:
+            async for grant in leases:
+                yield grant
+        finally:
+            await leases.aclose()  # type: ignore[attr-defined]
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Load for autoscaling policies, beside the open leases that Serve counts itself."""
+        return {"leases": float(len(self._server.leases))}
+
+    def check_health(self) -> None:
+        """Raise when the engine's thread is gone: Serve then replaces the replica."""
+        if not self._replica.is_alive:
+            raise InternalError("ENGINE_DEAD", "the engine's thread has ended")
+
+    async def __del__(self) -> None:
+        """Serve awaits this after the last lease has ended."""
+        if hasattr(self, "_server"):
+            await self._server.stop()
+            self._replica.stop()

@@ -1,0 +1,1 @@
+"""Generated code of the wire contracts: `make protos` regenerates it."""

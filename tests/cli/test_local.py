@@ -1,0 +1,85 @@
+"""The whole path for real: Ray, Serve, replicas of an embedded model, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.processes import descendants
+
+pytestmark = pytest.mark.cluster
+
+SPEC = """
+version: 1
+members:
+  austen: {model: embedded:tiny-austen, kv_memory: 16MiB, resources: {num_cpus: 0.1}}
+  kjv: {model: embedded:tiny-kjv, kv_memory: 16MiB, resources: {num_cpus: 0.1}}
+blends:
+  both: {method: mixture, members: {austen: 1, kjv: 1}}
+"""
+CUVEE = (sys.executable, "-c", "from deployments.cli import main; main()")
+
+
+@contextmanager
+def up(file: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """`cuvee up`, ready; killed at the end if the test has not stopped it."""
+    command = [*CUVEE, "up", str(file), "--json", "--port", "0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            lines: list[str] = []
+            while not lines or lines[-1].rstrip() != "}":
+                lines.append(process.stdout.readline())
+                assert lines[-1], f"cuvee up ended with {process.wait()}"
+            yield process, json.loads("".join(lines))
+        finally:
+            process.kill()
+
+
+def generate(address: str, *options: str) -> dict[str, Any]:
+    command = [*CUVEE, "generate", "It is", "--server", address, "--json", "--seed", "7", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_up_serves_until_sigterm_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "blend.yaml"
+    file.write_text(SPEC)
+    before = descendants()
+    with up(file) as (process, ready):
+        assert ready["ok"]
+        assert ready["blends"] == ["both"]
+        first = generate(ready["address"], "--max-tokens", "24")
+        assert {token["member"] for token in first["tokens"]} == {"austen", "kjv"}
+        assert generate(ready["address"], "--max-tokens", "24")["text"] == first["text"]
+        started = descendants() - before
+        assert len(started) > 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert not any(child.is_alive for child in started)
+
+
+def test_a_member_that_cannot_load_ends_up_with_its_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "no-such-model"}')
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    file = tmp_path / "blend.yaml"
+    file.write_text(SPEC.replace("embedded:tiny-kjv", str(folder)))
+    before = descendants()
+    command = [*CUVEE, "up", str(file), "--json", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["reason"]) == (1, "MEMBER_FAILED")
+    assert "'kjv' cannot start" in answer["error"]
+    assert "no-such-model" in answer["error"]
+    assert descendants() <= before

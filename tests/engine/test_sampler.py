@@ -1,0 +1,300 @@
+"""The sampling law against a plain float64 reference, and against chance itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from cluster.engine import sampler
+from cluster.engine.sampler import NO_TOKEN, SampleRow, sample, score, warp
+from cluster.engine.types import SamplingParams
+from cluster.randomness import Purpose, uniform
+
+# Chi-square tests are seeded, so they pass or fail for good; were the seeds drawn anew, a right
+# sampler would fail one of them with this probability.
+FALSE_ALARM = 1e-4
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def reference(logits: Sequence[float], params: SamplingParams) -> np.ndarray:
+    """The law in float64, written as it is read, renormalised after each truncation."""
+    x = np.asarray(logits, dtype=np.float64)
+    if params.temperature == 0:
+        return np.eye(len(x))[int(np.argmax(x))]
+    p = np.exp((x - x.max()) / params.temperature)
+    p /= p.sum()
+    if 0 < params.top_k < len(p):
+        p = np.where(p >= np.sort(p)[-params.top_k], p, 0.0)
+        p /= p.sum()
+    if params.top_p < 1:
+        order = np.sort(p)[::-1]
+        crossing = int(np.argmax(np.cumsum(order) >= params.top_p))
+        p = np.where(p >= order[crossing], p, 0.0)
+        p /= p.sum()
+    p = np.where(p >= params.min_p * p.max(), p, 0.0)
+    return p / p.sum()
+
+
+def on_the_edge(logits: Sequence[float], params: SamplingParams) -> bool:
+    """Whether rounding may decide if a token is cut: then float32 and float64 may differ."""
+    for name in ("top_p", "min_p"):
+        for nudge in (1 - 1e-5, 1 + 1e-5):
+            value = getattr(params, name) * nudge
+            if 0 < value < 1:
+                near = SamplingParams(
+                    params.temperature,
+                    params.top_k,
+                    value if name == "top_p" else params.top_p,
+                    value if name == "min_p" else params.min_p,
+                )
+                if ((reference(logits, near) > 0) != (reference(logits, params) > 0)).any():
+                    return True
+    return False
+
+
+all_params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.3, 0.7, 1.0, 1.5]),
+    top_k=st.sampled_from([0, 1, 2, 5, 100]),
+    top_p=st.sampled_from([0.01, 0.37, 0.8, 0.95, 1.0]),
+    min_p=st.sampled_from([0.0, 0.03, 0.21, 1.0]),
+)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[list[float]], list[SamplingParams]]:
+    size = draw(st.integers(1, 40))
+    # a coarse grid, so that ties are common and differences are never within rounding
+    logit = st.one_of(st.integers(-24, 24).map(lambda n: n / 4), st.just(-math.inf))
+    row = st.lists(logit, min_size=size, max_size=size).filter(lambda r: max(r) > -math.inf)
+    rows = draw(st.lists(row, min_size=1, max_size=4))
+    return rows, draw(st.lists(all_params, min_size=len(rows), max_size=len(rows)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches(), st.sampled_from([2, 8, 1024]))
+def test_warp_and_score_agree_with_the_reference(
+    batch: tuple[list[list[float]], list[SamplingParams]], num_candidates: int
+) -> None:
+    rows, params = batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "NUM_CANDIDATES", num_candidates)
+        probs = warp(torch.tensor(rows), params).numpy()
+        targets = [int(np.argmin(row)) for row in rows]
+        low = score(torch.tensor(rows), targets, params)
+        high = score(torch.tensor(rows), [int(np.argmax(row)) for row in rows], params)
+    for i, row in enumerate(rows):
+        if on_the_edge(row, params[i]):
+            continue
+        expected = reference(row, params[i])
+        np.testing.assert_allclose(probs[i], expected, atol=2e-6)
+        assert math.exp(low[i].logprob) == pytest.approx(expected[targets[i]], abs=2e-6)
+        assert math.exp(high[i].logprob) == pytest.approx(expected.max(), abs=2e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches(), st.floats(0, 1, exclude_max=True), st.sampled_from([2, 8, 1024]))
+def test_a_draw_inverts_the_distribution_function_in_id_order(
+    batch: tuple[list[list[float]], list[SamplingParams]], u: float, num_candidates: int
+) -> None:
+    rows, params = batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "NUM_CANDIDATES", num_candidates)
+        drawn = sample(torch.tensor(rows), [SampleRow(p, u) for p in params])
+    for row, p, output in zip(rows, params, drawn, strict=True):
+        if on_the_edge(row, p):
+            continue
+        probs = reference(row, p)
+        assert probs[output.token] > 0
+        cdf = np.cumsum(probs)
+        assert cdf[output.token] >= u - 1e-6
+        assert cdf[output.token] - probs[output.token] <= u + 1e-6
+        x = np.asarray(row, dtype=np.float64)
+        raw = x - x.max() - np.log(np.exp(x - x.max()).sum())
+        assert output.logprob == pytest.approx(raw[output.token], abs=1e-5)
+
+
+def chi_square(logits: torch.Tensor, params: SamplingParams, law: np.ndarray, num: int) -> float:
+    """The probability, were `law` true, of draws as far from it as these."""
+    rows = [SampleRow(params, uniform(17, Purpose.TOKEN, i)) for i in range(num)]
+    counts = np.zeros(len(law))
+    for start in range(0, num, 500):
+        part = rows[start : start + 500]
+        for output in sample(logits.expand(len(part), -1), part):
+            counts[output.token] += 1
+    possible = law > 0
+    if counts[~possible].any():
+        return 0.0
+    return float(stats.chisquare(counts[possible], law[possible] * num).pvalue)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(0.7),
+        SamplingParams(1.3, top_k=7),
+        SamplingParams(1.0, top_p=0.83),
+        SamplingParams(1.0, min_p=0.08),
+        SamplingParams(1.2, top_k=15, top_p=0.9, min_p=0.05),
+    ],
+)
+def test_draws_follow_the_law_and_a_wrong_law_is_caught(params: SamplingParams) -> None:
+    logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(3)) * 1.5
+    law = reference(logits[0].tolist(), params)
+    assert chi_square(logits, params, law, 20_000) > FALSE_ALARM
+    colder = SamplingParams(params.temperature * 0.9, params.top_k, params.top_p, params.min_p)
+    planted = reference((logits[0] / 0.9).tolist(), params)
+    assert chi_square(logits, params, planted, 20_000) < FALSE_ALARM
+    assert chi_square(logits, colder, law, 20_000) < FALSE_ALARM
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    logits = torch.randn(6, 5000, generator=torch.Generator().manual_seed(5)) * 2
+    rows = [
+        SampleRow(SamplingParams(0.0), 0.1, num_top=3),
+        SampleRow(SamplingParams(1.0), 0.2, banned=(7, 4999)),
+        SampleRow(SamplingParams(0.8, top_k=40, top_p=0.9), 0.3, num_top=9),
+        SampleRow(SamplingParams(1.5, top_p=0.99), 0.4),  # needs more than its candidates
+        SampleRow(SamplingParams(0.5, min_p=0.1), 0.5),
+        SampleRow(SamplingParams(1.0, top_k=2000), 0.6),
+    ]
+    params = [row.params for row in rows]
+    together = sample(logits, rows)
+    scored = score(logits, list(range(6)), params)
+    for i, row in enumerate(rows):
+        assert sample(logits[i : i + 1], [row]) == [together[i]]
+        assert score(logits[i : i + 1], [i], params[i : i + 1]) == [scored[i]]
+    backwards = sample(logits.flip(0), rows[::-1])
+    assert backwards[::-1] == together
+
+
+def test_ties_at_a_cut_are_kept_together() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
+    kept = [False, True, True, True, True, False]
+    for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.6), SamplingParams(min_p=0.3)):
+        assert (warp(logits, [params])[0] > 0).tolist() == kept
+
+
+def test_top_p_counts_the_mass_that_top_k_left() -> None:
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    probs = warp(logits, [SamplingParams(top_k=2, top_p=0.55)])  # 4/7 alone is enough
+    assert probs[0].tolist() == [1, 0, 0, 0]
+    probs = warp(logits, [SamplingParams(top_p=0.55)])
+    assert probs[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+
+
+def test_temperature_zero_takes_the_lowest_id_of_equals_and_ignores_truncation() -> None:
+    logits = torch.tensor([[0.0, 5.0, 5.0, 1.0]] * 2)
+    params = [SamplingParams(0.0, top_k=1, top_p=0.1, min_p=1.0)] * 2
+    assert warp(logits, params)[0].tolist() == [0, 1, 0, 0]
+    assert [o.token for o in sample(logits, [SampleRow(params[0], 0.99)] * 2)] == [1, 1]
+    assert [o.logprob for o in score(logits, [1, 2], params)] == [0.0, -math.inf]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(top_k=1),
+        SamplingParams(top_p=1e-12),
+        SamplingParams(min_p=1.0),
+        SamplingParams(1e-30),
+    ],
+)
+def test_the_narrowest_truncations_leave_the_best_token(params: SamplingParams) -> None:
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(1))
+    best = int(logits.argmax())
+    for u in (0.0, 0.5, 1 - 2**-53):
+        assert sample(logits, [SampleRow(params, u)])[0].token == best
+
+
+def test_truncations_that_cut_nothing_change_nothing() -> None:
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(2))
+    wide = SamplingParams(1.0, top_k=9999, top_p=1.0, min_p=0.0)
+    assert torch.equal(warp(logits, [wide]), warp(logits, [SamplingParams()]))
+
+
+@pytest.mark.parametrize("u", [0.0, 2**-53, 0.5, 1 - 2**-53, 1.0])
+def test_a_token_of_probability_zero_is_never_drawn(u: float) -> None:
+    logits = torch.full((1, 500), -math.inf)
+    logits[0, [100, 300]] = torch.tensor([-4.0, 2.0])
+    assert sample(logits, [SampleRow(SamplingParams(), u)])[0].token in (100, 300)
+
+
+def test_banned_tokens_are_not_drawn_but_reports_do_not_know_of_bans() -> None:
+    logits = torch.tensor([[4.0, 1.0, 2.0, 3.0]])
+    raw = torch.log_softmax(logits, -1)[0].tolist()
+    for temperature in (0.0, 1.0):
+        row = SampleRow(SamplingParams(temperature), 0.999, banned=(0, 1, 3), num_top=2)
+        output = sample(logits, [row])[0]
+        assert output.token == 2
+        assert output.logprob == pytest.approx(raw[2])
+        assert [token for token, _ in output.top] == [0, 3]
+
+
+def test_a_row_with_nothing_to_draw_says_so_and_spoils_no_other() -> None:
+    logits = torch.zeros(5, 4)
+    logits[0] = math.nan
+    logits[1] = -math.inf
+    logits[2, 1] = math.inf
+    rows = [SampleRow(SamplingParams(), 0.6) for _ in range(5)]
+    rows[3].banned = (0, 1, 2, 3)
+    outputs = sample(logits, rows)
+    assert [o.token for o in outputs] == [NO_TOKEN] * 4 + [2]
+    assert all(math.isnan(o.logprob) for o in outputs[:4])
+
+
+def test_top_candidates_are_best_first_lowest_id_on_ties_and_possible() -> None:
+    logits = torch.tensor([[1.0, 2.0, 2.0, -math.inf, 3.0]] * 3)
+    rows = [SampleRow(SamplingParams(), 0.5, num_top=n) for n in (2, 0, 9)]
+    outputs = sample(logits, rows)
+    raw = torch.log_softmax(logits, -1)[0].tolist()
+    assert [token for token, _ in outputs[0].top] == [4, 1]
+    assert outputs[1].top == ()
+    assert outputs[2].top == tuple((i, pytest.approx(raw[i])) for i in (4, 1, 2, 0))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_logits_of_any_type_give_what_their_float32_values_give(
+    dtype: torch.dtype, device: str
+) -> None:
+    logits = (torch.randn(4, 3000, generator=torch.Generator().manual_seed(9)) * 3).to(dtype)
+    laws = [
+        SamplingParams(),
+        SamplingParams(0.7, 50, 0.9),
+        SamplingParams(0.0),
+        SamplingParams(1.4, top_p=0.999, min_p=0.001),
+    ]
+    rows = [SampleRow(p, 0.37, banned=(3,), num_top=4) for p in laws]
+    here, there = sample(logits.float(), rows), sample(logits.to(device), rows)
+    assert [o.token for o in here] == [o.token for o in there]
+    assert [[t for t, _ in o.top] for o in here] == [[t for t, _ in o.top] for o in there]
+    expected = warp(logits.float(), laws)
+    torch.testing.assert_close(warp(logits.to(device), laws).cpu(), expected)
+    assert [o.logprob for o in score(logits.to(device), [0, 1, 2, 3], laws)] == pytest.approx(
+        [o.logprob for o in score(logits.float(), [0, 1, 2, 3], laws)], abs=1e-5
+    )
+
+
+def test_logits_given_are_left_as_they_were() -> None:
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(4))
+    before = logits.clone()
+    params = [SamplingParams(0.5, 5, 0.9, 0.1), SamplingParams(0.0)]
+    sample(logits, [SampleRow(p, 0.5, banned=(1,), num_top=3) for p in params])
+    score(logits, [0, 1], params)
+    warp(logits, params)
+    assert torch.equal(logits, before)
+
+
+def test_no_rows_give_no_outputs() -> None:
+    assert sample(torch.zeros(0, 10), []) == []
+    assert score(torch.zeros(0, 10), [], []) == []
