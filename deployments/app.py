@@ -11,7 +11,7 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
-from cluster.members.build import max_leases
+from cluster.members.sizing import num_leases
 from cluster.spec import ClusterSpec, MemberSpec
 from deployments.member import MemberDeployment
 from deployments.router import DRAIN_S, RouterDeployment
@@ -52,7 +52,7 @@ def member_app(name: str, member: MemberSpec) -> serve.Application:
     deployment = serve.deployment(
         name=MEMBER_PREFIX + name,
         ray_actor_options={"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
-        max_ongoing_requests=max_leases(member),
+        max_ongoing_requests=num_leases(member),
         graceful_shutdown_timeout_s=DRAIN_S,
         **replicas,
     )(MemberDeployment)

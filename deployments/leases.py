@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import Overloaded, Unavailable
 from cluster.members.base import MemberInfo, Transport
-from cluster.members.exchange import ExchangePool
+from cluster.members.exchange import ExchangePool, LeaseTransport
 from cluster.members.leases import LeaseGrant
 
 _FIRST_RETRY_S = 0.05
@@ -92,4 +92,4 @@ class ServeMember:
         except BaseException:
             calls.cancel()
             raise
-        return ServeLease(calls, grant, self._exchanges.transport(grant))
+        return ServeLease(calls, grant, LeaseTransport(self._exchanges, grant))

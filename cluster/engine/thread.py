@@ -36,6 +36,10 @@ class EngineThread:
         if self._thread.is_alive():
             self._thread.join()
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def open(self) -> int:
         return self._engine.open()
 

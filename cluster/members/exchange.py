@@ -173,14 +173,14 @@ class RemoteSequence:
 
 @dataclass(frozen=True, slots=True)
 class LeaseTransport:
-    """An exchange as one lease may use it."""
+    """The exchange with a replica, as one lease may use it; begun with the first sequence."""
 
-    exchange: Exchange
+    pool: ExchangePool
     grant: LeaseGrant
 
     def open(self, start: SequenceStart, emit: Emit) -> RemoteSequence:
         """Begin a sequence."""
-        return self.exchange.open(start, emit, self.grant)
+        return self.pool.exchange(self.grant).open(start, emit, self.grant)
 
 
 class ExchangePool:
@@ -189,12 +189,12 @@ class ExchangePool:
     def __init__(self) -> None:
         self._exchanges: dict[str, Exchange] = {}
 
-    def transport(self, grant: LeaseGrant) -> LeaseTransport:
-        """The way to the replica that granted a lease: its stream, or a new one."""
+    def exchange(self, grant: LeaseGrant) -> Exchange:
+        """The stream to the replica that granted a lease, or a new one under that lease."""
         exchange = self._exchanges.get(grant.address)
         if exchange is None or exchange.is_lost:
             exchange = self._exchanges[grant.address] = Exchange(grant)
-        return LeaseTransport(exchange, grant)
+        return exchange
 
     @property
     def counts(self) -> ExchangeCounts:

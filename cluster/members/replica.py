@@ -60,6 +60,13 @@ class EngineFront(Protocol):
     def close(self, sequence: int) -> None:
         """Forget the sequence."""
 
+    def stop(self) -> None:
+        """End the thread."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+
 
 class Replica:
     """All sequences of one engine. Lives on one event loop; the engine has its own thread."""
@@ -87,6 +94,15 @@ class Replica:
         """Drop a closed sequence."""
         if self._sequences.pop(sequence, None) is not None:
             self.engine.close(sequence)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self.engine.is_alive
+
+    def stop(self) -> None:
+        """End the engine's thread."""
+        self.engine.stop()
 
     @property
     def num_sequences(self) -> int:

@@ -16,6 +16,19 @@ MAX_STOP_STRINGS = 16
 MAX_TOP_CANDIDATES = 20
 
 
+def _check(
+    name: str, value: float | None, low: float, high: float, expected: str, *, above: bool = False
+) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        raise _refuse(f"sampling.{name}", value, expected)
+
+
+def _refuse(path: str, given: object, expected: str) -> InvalidRequest:
+    return InvalidRequest("INVALID_VALUE", f"got {given}; expected {expected}", field=path)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn; None takes the blend's default."""
@@ -245,16 +258,3 @@ def check_prompt(prompt: Prompt) -> None:
             "the last message is the assistant's; expected one to answer",
             field=f"chat.messages[{len(prompt.messages) - 1}].role",
         )
-
-
-def _check(
-    name: str, value: float | None, low: float, high: float, expected: str, *, above: bool = False
-) -> None:
-    if value is None:
-        return
-    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
-        raise _refuse(f"sampling.{name}", value, expected)
-
-
-def _refuse(path: str, given: object, expected: str) -> InvalidRequest:
-    return InvalidRequest("INVALID_VALUE", f"got {given}; expected {expected}", field=path)

@@ -14,16 +14,18 @@ from cluster.text.vocabulary import Vocabulary
 class MemberText:
     """A tokenizer with what is derived from it once."""
 
-    def __init__(self, tokenizer: Any, end_ids: tuple[int, ...]) -> None:
+    def __init__(self, tokenizer: Any, end_ids: tuple[int, ...], num_model_ids: int) -> None:
         self.vocabulary = Vocabulary.load(tokenizer)
         self.canonical = Canonical(tokenizer, self.vocabulary)
-        self.token_bytes: Sequence[bytes] = self.vocabulary.token_bytes
+        # Embeddings are often padded; an id that no token has spells nothing.
+        spelled = list(self.vocabulary.token_bytes)
+        self.token_bytes: Sequence[bytes] = spelled + [b""] * (num_model_ids - len(spelled))
         self.end_ids = end_ids
         self.has_chat_template = bool(tokenizer.chat_template)
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, folder: Path) -> MemberText:
+    def load(cls, folder: Path, num_model_ids: int) -> MemberText:
         """Read a model folder's tokenizer and the ids that end a turn."""
         from transformers import AutoTokenizer, GenerationConfig
 
@@ -34,7 +36,7 @@ class MemberText:
             given = None
         ends = given if isinstance(given, list) else [given]
         ids = {id for id in [*ends, tokenizer.eos_token_id] if id is not None}
-        return cls(tokenizer, tuple(sorted(ids)))
+        return cls(tokenizer, tuple(sorted(ids)), num_model_ids)
 
     def render(self, text: str | None, messages: Sequence[Message] | None) -> list[int]:
         """The prompt in this member's own tokens."""

@@ -1,0 +1,67 @@
+"""From a member's spec to a replica that serves it, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cluster.engine.engine import Engine, EngineThread, load_engine
+from cluster.engine.types import Output
+from cluster.members.base import MemberInfo
+from cluster.members.replica import Replica
+from cluster.models.facts import default_kv_memory, read_facts
+from cluster.models.machine import free_memory_bytes
+from cluster.models.resolve import resolve
+from cluster.spec import MemberSpec
+from cluster.text.member import MemberText
+
+
+async def build_replica(name: str, spec: MemberSpec) -> Replica:
+    """Load a member's model off the event loop and start its engine."""
+    engine, text = await asyncio.to_thread(_load, spec)
+    info = MemberInfo(
+        member=name,
+        model=spec.model,
+        vocabulary=text.vocabulary.fingerprint,
+        max_context=engine.max_context,
+        has_chat_template=text.has_chat_template,
+    )
+
+    def start(report: Callable[[list[Output]], None]) -> EngineThread:
+        thread = EngineThread(engine, report)
+        thread.start()
+        return thread
+
+    return Replica(info, text, start)
+
+
+def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
+    folder = resolve(spec.model, spec.revision, download=True)
+    device = _device(spec)
+    kv_memory_bytes = spec.kv_memory_bytes
+    if kv_memory_bytes is None:
+        kv_memory_bytes = default_kv_memory(
+            read_facts(folder),
+            spec.dtype,
+            device=device,
+            free_bytes=free_memory_bytes(device),
+            max_context=spec.max_context,
+        )
+    engine = load_engine(
+        folder,
+        dtype=spec.dtype,
+        device=device,
+        kv_memory_bytes=kv_memory_bytes,
+        max_context=spec.max_context,
+        num_threads=max(1, round(spec.resources.num_cpus)),
+    )
+    return engine, MemberText.load(folder, engine.vocab_size)
+
+
+def _device(spec: MemberSpec) -> str:
+    """`auto` is the GPU that was asked for, where there is one."""
+    import torch
+
+    if spec.device != "auto":
+        return spec.device
+    return "cuda" if spec.resources.num_gpus > 0 and torch.cuda.is_available() else "cpu"
