@@ -109,7 +109,9 @@ class Output:
     error: str = ""  # for FAILED
     num_passes: int = 0  # forward passes this sequence took part in since its last output
     num_processed: int = 0  # tokens fed through the model since its last output
-    num_cached: int = 0  # tokens found in the cache (prefix shared with others) since its last output
+    num_cached: int = (
+        0  # tokens found in the cache (prefix shared with others) since its last output
+    )
 
 
 @dataclass(slots=True)

@@ -39,12 +39,13 @@ def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
     folder = resolve(spec.model, spec.revision, download=True)
     device = _device(spec)
     kv_memory_bytes = spec.kv_memory_bytes
-    if kv_memory_bytes is None:
+    free_bytes = free_memory_bytes(device)
+    if kv_memory_bytes is None and free_bytes is not None:
         kv_memory_bytes = default_kv_memory(
             read_facts(folder),
             spec.dtype,
             device=device,
-            free_bytes=free_memory_bytes(device),
+            free_bytes=free_bytes,
             max_context=spec.max_context,
         )
     engine = load_engine(

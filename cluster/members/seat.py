@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from cluster.members.base import (
@@ -65,7 +65,7 @@ class Seat:
             pass
         self.usage.prompt_tokens = event.prompt_tokens
 
-    async def run(self, step: Step) -> AsyncIterator[StepEvent]:
+    async def run(self, step: Step) -> AsyncGenerator[StepEvent, None]:
         """Carry out a step; yields its events as they come, the last one with an end.
 
         Leaving the iteration early cancels the step; the seat can then only be closed.

@@ -63,9 +63,10 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
     ) -> AsyncIterator[pb.ExchangeResponse]:
         """Carry steps one way and tokens the other until either side leaves."""
         metadata = dict(context.invocation_metadata() or ())
-        lease = self.leases.find(
-            str(metadata.get(LEASE_ID_KEY, "")), bytes(metadata.get(LEASE_SECRET_KEY, b""))
-        )
+        lease_id, secret = metadata.get(LEASE_ID_KEY), metadata.get(LEASE_SECRET_KEY)
+        lease = None
+        if isinstance(lease_id, str) and isinstance(secret, bytes):
+            lease = self.leases.find(lease_id, secret)
         if lease is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a live lease")
         stream = _Stream(self)

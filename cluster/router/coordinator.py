@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from cluster.blending.base import Run
@@ -35,7 +35,7 @@ class Generation:
         self._finish: FinishReason | None = None
         self._dropped = False  # the last run ended at a border, its next token dropped there
 
-    async def updates(self) -> AsyncIterator[Update]:
+    async def updates(self) -> AsyncGenerator[Update, None]:
         """Plan a run, let its member speak, commit and pass on; until the reply has ended.
 
         A run is fixed when it is planned. If its replica is lost, another one of the same member
@@ -61,7 +61,7 @@ class Generation:
         last.outcome = self._outcome(self._finish)
         yield last
 
-    async def _speak(self, run: Run) -> AsyncIterator[Update]:
+    async def _speak(self, run: Run) -> AsyncGenerator[Update, None]:
         """One run, on as many replicas as it takes."""
         begin = self._transcript.length
         losses = 0

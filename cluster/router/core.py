@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
 from cluster.blending.base import Span
@@ -88,7 +88,7 @@ class Router:
         infos = {member: self._infos[member] for member in spec.members}
         return ServedBlend(name, spec, self.spec.revision_of(name), infos)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Update]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Update, None]:
         """Write one reply; the last update has the outcome."""
         blend = self.blend(request.blend)
         plan = make_plan(request, blend, self.spec.limits, fresh_seed=secrets.randbits(63))

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,7 +20,9 @@ from cluster.router.requests import Update
 from cluster.router.status import ErrorInterceptor
 from cuvee.v1 import blend_pb2, blend_pb2_grpc, generation_pb2, generation_pb2_grpc
 
-_Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:  # at run time the class takes no arguments
+    _Context = grpc.aio.ServicerContext[Any, Any]
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _HEALTH_INTERVAL_S = 0.5

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -23,6 +23,10 @@ from cluster.errors import (
     Unavailable,
     Unsupported,
 )
+
+if TYPE_CHECKING:  # at run time these classes take no arguments
+    _Handler = grpc.RpcMethodHandler[Any, Any]
+    _Context = grpc.aio.ServicerContext[Any, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +74,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> _Handler | None:
         """Wrap unary and server-streaming handlers; others (reflection, health watch) pass."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
@@ -89,7 +93,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _wrap_unary(behavior: Any) -> Any:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def call(request: Any, context: _Context) -> Any:
         try:
             return await behavior(request, context)
         except Exception as error:
@@ -99,7 +103,7 @@ def _wrap_unary(behavior: Any) -> Any:
 
 
 def _wrap_stream(behavior: Any) -> Any:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
         try:
             async with aclosing(behavior(request, context)) as responses:
                 async for response in responses:
@@ -110,7 +114,7 @@ def _wrap_stream(behavior: Any) -> Any:
     return call
 
 
-async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+async def _abort(error: Exception, context: _Context) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, CuveeError):
