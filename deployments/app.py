@@ -17,7 +17,6 @@ from deployments.member import MemberDeployment
 from deployments.router import DRAIN_S, RouterDeployment
 from deployments.stages import MEMBER_PREFIX, ROUTER
 
-APPLICATION = "cuvee"
 ROUTER_CPUS = 0.1  # what placement sets aside; a router takes what it needs
 
 

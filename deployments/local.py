@@ -24,7 +24,7 @@ from cluster.errors import CuveeError, InvalidRequest, Unavailable
 from cluster.spec import ClusterSpec
 from deployments.machine import check_gpus, check_port_is_free, num_cpus_needed
 from deployments.processes import await_end, descendants
-from deployments.stages import RAY, ROUTER, Stage, failure_of, stages_of
+from deployments.stages import APPLICATION, RAY, ROUTER, Stage, failure_of, stages_of
 
 OBJECT_STORE_BYTES = 80_000_000  # tokens do not pass through it
 EXIT_GRACE_S = 5.0
@@ -34,8 +34,8 @@ READY_TIMEOUT_S = 900.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning about a coming default
-    # Despite its name, on Linux: the node's address becomes 127.0.0.1, and Ray, which has no
-    # passwords, then listens there only and not on every interface.
+    # Despite its name, on Linux: the node's address becomes 127.0.0.1, and all of Ray listens there
+    # only; otherwise it replaces a loopback address that is asked for, and listens everywhere.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -99,8 +99,6 @@ class LocalCluster:
         import ray
         from ray import serve
 
-        from deployments.app import APPLICATION
-
         if self._is_deployed and (drain or self._ray_address):
             self._is_deployed = False
             with contextlib.suppress(Exception):  # what cannot be drained is killed below
@@ -137,7 +135,10 @@ class LocalCluster:
             with _sigterm_kept():
                 context: Any = ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise Unavailable("RAY_UNAVAILABLE", f"Ray cannot be started: {error}") from error
+            words = f"Ray cannot be started: {error}"
+            if self._ray_address:  # Ray looks for its token by itself only with `auto`
+                words = f"{error}; if that cluster wants a token, set RAY_AUTH_MODE=token as well"
+            raise Unavailable("RAY_UNAVAILABLE", words) from error
         self._is_connected = True
         self.log_folder = os.path.join(context.address_info.get("session_dir") or "", "logs")
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -150,7 +151,7 @@ class LocalCluster:
         from ray import serve
         from ray.serve.api import RunTarget
 
-        from deployments.app import APPLICATION, build
+        from deployments.app import build
 
         if APPLICATION in serve.status().applications:
             raise InvalidRequest(
@@ -218,8 +219,6 @@ def is_serving(address: str, timeout_s: float = 2.0) -> bool:
 def _application_details() -> Mapping[str, Any]:
     """Serve's view of our application, with each replica's process; serve.status() has none."""
     from ray.serve.context import _get_global_client
-
-    from deployments.app import APPLICATION
 
     client = _get_global_client()
     if client is None:

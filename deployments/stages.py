@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.spec import ClusterSpec
 
+APPLICATION = "cuvee"  # on Serve
 RAY = "ray"
 ROUTER = "router"
 MEMBER_PREFIX = "member-"
