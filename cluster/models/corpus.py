@@ -42,7 +42,7 @@ class Split:
 
     train: tuple[str, ...]
     validation: tuple[str, ...]  # chooses the checkpoint; never reported
-    held_out: tuple[str, ...]  # reported; never looked at while training
+    held_out: tuple[str, ...]  # reported; never trained on, and no checkpoint is chosen by it
 
 
 def read_paragraphs(path: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """What each embedded model is: its shape, its share of the texts, its number of steps.
 
-Sized for an hour of one CPU thread (see `embedded/README.md`): in trials of equal time, 1.1 million
-parameters that saw more tokens beat 1.8 million that saw fewer. This module trains nothing.
+Sized for an hour of one CPU thread (see `embedded/README.md`): in one short trial of about equal
+compute, 1.1 million parameters that saw more tokens beat 1.8 million that saw fewer.
 """
 
 from __future__ import annotations

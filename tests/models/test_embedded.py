@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,15 @@ HARD_TEXTS = (
     "\u200b\u00a0\ufeff\x00\x7f\U0010ffff",
     "العربية עברית",
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more to hand-overs between threads than they gain."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @cache
@@ -141,7 +151,7 @@ def test_most_replies_end_by_themselves(name: str) -> None:
     )
     prompts = tokenizer([prompt] * 8, return_tensors="pt")
     torch.manual_seed(7)
-    max_new_tokens = 700 if name == "tiny-bytes" else 300
+    max_new_tokens = 600 if name == "tiny-bytes" else 250
     replies = model.generate(**prompts, do_sample=True, max_new_tokens=max_new_tokens)
     new = replies[:, prompts["input_ids"].shape[1] :]
     num_ended = int((new == tokenizer.eos_token_id).any(dim=1).sum())
