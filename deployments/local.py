@@ -13,23 +13,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from cluster.errors import CuveeError, InvalidRequest, Unavailable
 from cluster.spec import ClusterSpec
 from deployments.machine import check_gpus, check_port_is_free, num_cpus_needed
-from deployments.processes import await_end, descendants
+from deployments.processes import Process, await_end, descendants, sigterm_kept
 from deployments.stages import APPLICATION, RAY, ROUTER, Stage, failure_of, stages_of
 
 OBJECT_STORE_BYTES = 80_000_000  # tokens do not pass through it
 EXIT_GRACE_S = 5.0
 POLL_S = 0.2
 READY_TIMEOUT_S = 900.0
+
+_RAY_CORE = ("gcs_server", "raylet")  # without them, nothing that is asked of Ray is answered
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -67,6 +68,7 @@ class LocalCluster:
         self._watch = watch
         self._ready_timeout_s = ready_timeout_s
         self._others = descendants()  # children that are not ours to end
+        self._started: set[Process] = set()
         self._is_connected = False
         self._is_deployed = False
 
@@ -93,25 +95,53 @@ class LocalCluster:
 
     def stop(self, *, drain: bool = True) -> None:
         """End everything; with `drain`, replies under way may finish. Stopping again is fine."""
-        started = descendants() - self._others
-        if not (self._is_connected or started):
+        self._note_processes()
+        if not (self._is_connected or self._started):
             return
         import ray
-        from ray import serve
 
         if self._is_deployed and (drain or self._ray_address):
             self._is_deployed = False
-            with contextlib.suppress(Exception):  # what cannot be drained is killed below
-                serve.delete(APPLICATION)
+            self._drain()
+        if not self._is_ray_alive:  # else Ray would wait a minute for its own to come back
+            await_end(self._started, 0)
         ray.shutdown()
         self._is_connected = False
-        await_end(started, EXIT_GRACE_S)
+        await_end(self._started, EXIT_GRACE_S)
+        self._started.clear()
+
+    def _drain(self) -> None:
+        """Let Serve end our deployments in good order, for as long as there is a Ray to do it.
+
+        A service manager sends SIGTERM to every process at once, Ray's own among them.
+        """
+        from ray import serve
+
+        def delete() -> None:
+            with contextlib.suppress(Exception):  # what cannot be drained is killed
+                serve.delete(APPLICATION)
+
+        deleting = threading.Thread(target=delete, daemon=True)
+        deleting.start()
+        while deleting.is_alive() and self._is_ray_alive:
+            deleting.join(POLL_S)
+
+    def _note_processes(self) -> None:
+        """Remember what was started, also for when what started it has gone before."""
+        self._started |= descendants() - self._others
+
+    @property
+    def _is_ray_alive(self) -> bool:
+        core = [process for process in self._started if process.name in _RAY_CORE]
+        return all(process.is_alive for process in core)
 
     def _start(self) -> None:
         check_port_is_free(self.spec.serving.host, self.spec.serving.port)
         self._report({RAY: Stage.STARTING})
         self._start_ray()
+        self._note_processes()
         self._await_ready(self._deploy())
+        self._note_processes()
 
     def _start_ray(self) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -132,7 +162,7 @@ class LocalCluster:
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
         try:
-            with _sigterm_kept():
+            with sigterm_kept():
                 context: Any = ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             words = f"Ray cannot be started: {error}"
@@ -188,18 +218,6 @@ class LocalCluster:
     def _report(self, stages: Mapping[str, Stage]) -> None:
         waiting = dict.fromkeys((*self.spec.members, ROUTER), Stage.WAITING)
         self._watch({**waiting, **stages})
-
-
-@contextlib.contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself when it starts; give it back to whoever wanted it."""
-    wanted = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and wanted not in (signal.SIG_DFL, None):
-            signal.signal(signal.SIGTERM, wanted)
 
 
 def is_serving(address: str, timeout_s: float = 2.0) -> bool:

@@ -34,7 +34,7 @@ class MemberDeployment:
             async for grant in leases:
                 yield grant
         finally:
-            await leases.aclose()  # type: ignore[attr-defined]
+            await leases.aclose()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Load for autoscaling policies, beside the open leases that Serve counts itself."""

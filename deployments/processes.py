@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _POLL_S = 0.05
 
@@ -22,11 +25,12 @@ class Process:
 
     pid: int
     start_ticks: int
+    name: str
 
     @property
     def is_alive(self) -> bool:
         found = _stat(self.pid)
-        return found is not None and found[2] == self.start_ticks and found[1] != "Z"
+        return found is not None and found.start_ticks == self.start_ticks and found.state != "Z"
 
     def kill(self) -> None:
         if self.is_alive:
@@ -35,17 +39,18 @@ class Process:
 
 def descendants() -> set[Process]:
     """Children, their children, and so on."""
-    parents: dict[int, tuple[int, int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        found = _stat(int(folder.name))
-        if found is not None:
-            parents[int(folder.name)] = (found[0], found[2])
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    stats = {pid: stat for pid in pids if (stat := _stat(pid))}
     family, found_any = {os.getpid()}, True
     while found_any:
-        children = {pid for pid, (parent, _) in parents.items() if parent in family} - family
+        children = {pid for pid, stat in stats.items() if stat.parent in family} - family
         family |= children
         found_any = bool(children)
-    return {Process(pid, parents[pid][1]) for pid in family if pid != os.getpid()}
+    return {
+        Process(pid, stats[pid].start_ticks, stats[pid].name)
+        for pid in family
+        if pid != os.getpid()
+    }
 
 
 def await_end(processes: Iterable[Process], grace_s: float) -> None:
@@ -59,11 +64,31 @@ def await_end(processes: Iterable[Process], grace_s: float) -> None:
         process.kill()
 
 
-def _stat(pid: int) -> tuple[int, str, int] | None:
-    """The parent's pid, the state, and when the process began; None when there is none."""
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts; give it back to whoever wanted it."""
+    wanted = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and wanted not in (signal.SIG_DFL, None):
+            signal.signal(signal.SIGTERM, wanted)
+
+
+class _Stat(NamedTuple):
+    name: str
+    state: str
+    parent: int
+    start_ticks: int
+
+
+def _stat(pid: int) -> _Stat | None:
+    """What the system says of a process; None when there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return int(fields[1]), fields[0], int(fields[19])
+    head, _, tail = text.rpartition(")")  # the name between the brackets may hold anything
+    fields = tail.split()
+    return _Stat(head.partition("(")[2], fields[0], int(fields[1]), int(fields[19]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 
 import grpc
@@ -47,7 +47,7 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
         """Close the port; every stream on it ends, and with them their leases."""
         await self._server.stop(grace=None)
 
-    async def lease(self) -> AsyncIterator[LeaseGrant]:
+    async def lease(self) -> AsyncGenerator[LeaseGrant, None]:
         """Yield one grant, then stay until the lease ends on either side."""
         lease = self.leases.grant()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -68,13 +69,25 @@ def test_up_serves_until_sigterm_and_leaves_nothing(tmp_path: Path) -> None:
     assert not any(child.is_alive for child in started)
 
 
+def test_a_signal_to_every_process_at_once_ends_up_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "blend.yaml"
+    file.write_text(SPEC)
+    before = descendants()
+    with up(file) as (process, _):
+        started = descendants() - before
+        for each in started:
+            os.kill(each.pid, signal.SIGTERM)
+        assert process.wait(timeout=40) == 0
+    assert not any(child.is_alive for child in started)
+
+
 def test_a_member_that_cannot_load_ends_up_with_its_reason(tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "no-such-model"}')
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     file = tmp_path / "blend.yaml"
-    file.write_text(SPEC.replace("embedded:tiny-kjv", str(folder)))
+    file.write_text(SPEC.replace("embedded:tiny-kjv, kv_memory: 16MiB", str(folder)))
     before = descendants()
     command = [*CUVEE, "up", str(file), "--json", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

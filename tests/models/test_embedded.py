@@ -138,9 +138,7 @@ def test_weights_stay_small() -> None:
 def test_style_model_predicts_its_own_style_best(style: str) -> None:
     own = bits_per_byte(f"tiny-{style}", style)
     others = {name: bits_per_byte(name, style) for name in FAMILY if name != f"tiny-{style}"}
-    ancestor = others.pop("tiny-base")
     assert all(own < other for other in others.values()), (own, others)
-    assert own < 1.01 * ancestor, (own, ancestor)  # kjv is the ancestor's own best style
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,57 @@
+"""A member whose replicas live in known servers, leased without Ray: for tests and benchmarks.
+
+The tokens take the same way as with Ray Serve: lease, secret, exchange over gRPC.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+
+from cluster.errors import Unavailable
+from cluster.members.base import MemberInfo
+from cluster.members.exchange import ExchangePool, LeaseTransport
+from cluster.members.leases import LeaseGrant
+from cluster.members.server import MemberServer
+
+
+class DirectLease:
+    """A lease that lives as long as the server's generator is held."""
+
+    def __init__(
+        self, held: AsyncGenerator[LeaseGrant, None], grant: LeaseGrant, exchanges: ExchangePool
+    ) -> None:
+        self._held = held
+        self._grant = grant
+        self._exchanges = exchanges
+
+    @property
+    def info(self) -> MemberInfo:
+        """What is leased."""
+        return self._grant.info
+
+    @property
+    def transport(self) -> LeaseTransport:
+        """How to reach it."""
+        return LeaseTransport(self._exchanges, self._grant)
+
+    async def release(self) -> None:
+        """Give it back."""
+        await self._held.aclose()
+
+
+class DirectMember:
+    """A member over the given replicas, leased in turn."""
+
+    def __init__(self, name: str, servers: Sequence[MemberServer], exchanges: ExchangePool) -> None:
+        self.name = name
+        self.servers = list(servers)  # may be changed while running: a lost one is taken out
+        self._exchanges = exchanges
+        self._turns = itertools.count()
+
+    async def lease(self, timeout_s: float) -> DirectLease:
+        """Hold the next replica."""
+        if not self.servers:
+            raise Unavailable("MEMBER_UNAVAILABLE", f"member {self.name!r} has no replica")
+        held = self.servers[next(self._turns) % len(self.servers)].lease()
+        return DirectLease(held, await anext(held), self._exchanges)

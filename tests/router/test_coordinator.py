@@ -1,0 +1,166 @@
+"""A generation over scripted members: schedule, attribution, stops, lost replicas, cleaning up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from cluster.errors import InvalidRequest, Unavailable
+from cluster.members.base import Prompt
+from cluster.members.scripted import ScriptedMember, scripted_members
+from cluster.router.coordinator import MAX_LOSSES_WITHOUT_PROGRESS, Generation
+from cluster.router.plan import ServedBlend, make_plan
+from cluster.router.requests import (
+    FinishReason,
+    GenerationRequest,
+    Outcome,
+    ReplyToken,
+    Sampling,
+    Stopping,
+    Update,
+)
+from cluster.spec import LimitsSpec, MixtureSpec
+
+ALPHABETS = (b"abc. ", b"xyz. ")
+NUM_TOKENS = 120
+
+
+def make_members(**changes: Any) -> dict[str, ScriptedMember]:
+    members = scripted_members(("low", "high"), ALPHABETS)
+    for name, lose_after in changes.items():
+        members[name].lose_after = lose_after
+    return members
+
+
+def make_generation(
+    members: Mapping[str, ScriptedMember], span: Any = "token", seed: int = 1, **stopping: Any
+) -> Generation:
+    spec = MixtureSpec(method="mixture", span=span, members={"low": 1.0, "high": 1.0})
+    infos = {name: member.info for name, member in members.items()}
+    request = GenerationRequest(
+        "b",
+        Prompt(text="go"),
+        Sampling(seed=seed),
+        Stopping(**{"max_tokens": NUM_TOKENS} | stopping),
+    )
+    plan = make_plan(request, ServedBlend("b", spec, "r1", infos), LimitsSpec(), fresh_seed=0)
+    return Generation(plan, members, lease_timeout_s=1)
+
+
+async def collect(generation: Generation) -> tuple[str, list[ReplyToken], Outcome]:
+    updates: list[Update] = [update async for update in generation.updates()]
+    assert all(update.outcome is None for update in updates[:-1])
+    outcome = updates[-1].outcome
+    assert outcome is not None
+    text = "".join(update.text for update in updates)
+    return text, [token for update in updates for token in update.tokens], outcome
+
+
+SPANS = ["token", 4, "word", "sentence", "response"]
+
+
+@pytest.mark.parametrize("span", SPANS)
+async def test_every_token_is_attributed_to_the_member_that_drew_it(span: Any) -> None:
+    text, tokens, outcome = await collect(make_generation(make_members(), span))
+    assert text == b"".join(token.token.bytes for token in tokens).decode()
+    assert [token.position for token in tokens] == list(range(NUM_TOKENS))
+    alphabets = dict(zip(("low", "high"), ALPHABETS, strict=True))
+    assert all(token.token.bytes in alphabets[token.member] for token in tokens)
+    assert outcome.finish_reason is FinishReason.MAX_TOKENS
+    assert sum(usage.drawn_tokens for usage in outcome.usage) == NUM_TOKENS
+    assert len({token.member for token in tokens}) == (1 if span == "response" else 2)
+
+
+@pytest.mark.parametrize("span", SPANS)
+async def test_a_lost_replica_changes_no_token(span: Any) -> None:
+    undisturbed = await collect(make_generation(make_members(), span))
+    members = make_members(low=[0, 5, 17, None], high=[9, 1, None])
+    disturbed = await collect(make_generation(members, span))
+    assert disturbed[:2] == undisturbed[:2]
+    if span != "response":
+        assert [usage.leases for usage in disturbed[2].usage] == [4, 3]
+
+
+@pytest.mark.parametrize("span", SPANS)
+async def test_members_of_different_vocabularies_survive_losses_too(span: Any) -> None:
+    def members(**changes: Any) -> dict[str, ScriptedMember]:
+        made = make_members(**changes)
+        made["high"].info = replace(made["high"].info, vocabulary="other")
+        return made
+
+    undisturbed = await collect(make_generation(members(), span))
+    disturbed = await collect(make_generation(members(low=[3, 8, None], high=[2, None]), span))
+    assert disturbed[:2] == undisturbed[:2]
+
+
+async def test_a_run_of_one_member_is_one_step() -> None:
+    members = make_members()
+    _, tokens, outcome = await collect(make_generation(members, "token"))
+    speakers = [token.member for token in tokens]
+    num_runs = 1 + sum(a != b for a, b in pairwise(speakers))
+    assert sum(usage.seat.steps for usage in outcome.usage) == num_runs
+    assert sum(usage.seat.forward_passes for usage in outcome.usage) == NUM_TOKENS
+
+
+async def test_each_step_carries_only_news() -> None:
+    members = make_members()
+    await collect(make_generation(members, "token"))
+    for member in members.values():
+        told = sum(len(step.token_ids) for step in member.steps)
+        assert told <= NUM_TOKENS
+
+
+@pytest.mark.parametrize("span", SPANS)
+async def test_a_stop_string_is_found_across_members_and_never_shown(span: Any) -> None:
+    text, _, _ = await collect(make_generation(make_members(), span))
+    stop = text[40:43]
+    cut, tokens, outcome = await collect(make_generation(make_members(), span, stop=(stop,)))
+    assert cut == text[: text.index(stop)]
+    assert b"".join(token.token.bytes for token in tokens).decode() == cut
+    assert outcome.finish_reason is FinishReason.STOP_STRING
+    assert outcome.stop_string == stop
+
+
+async def test_a_member_that_stays_lost_fails_the_request_by_name() -> None:
+    members = make_members(low=[0] * (MAX_LOSSES_WITHOUT_PROGRESS + 2))
+    with pytest.raises(Unavailable, match="'low' lost") as caught:
+        await collect(make_generation(members))
+    assert caught.value.reason == "MEMBER_UNAVAILABLE"
+    assert [member.num_leases for member in members.values()] == [0, 0]
+
+
+async def test_a_member_without_replicas_frees_the_others() -> None:
+    members = make_members(low=[-1])
+    with pytest.raises(Unavailable):
+        await collect(make_generation(members))
+    assert [member.num_leases for member in members.values()] == [0, 0]
+
+
+async def test_a_refused_prompt_frees_every_lease() -> None:
+    members = make_members()
+    members["low"].refuse = InvalidRequest("PROMPT_TOO_LONG", "too long", field="prompt")
+    with pytest.raises(InvalidRequest, match="too long"):
+        await collect(make_generation(members))
+    assert [member.num_leases for member in members.values()] == [0, 0]
+
+
+async def test_leaving_early_frees_every_lease() -> None:
+    members = make_members()
+    async with aclosing(make_generation(members).updates()) as updates:
+        async for update in updates:
+            if update.tokens:
+                break
+        assert [member.num_leases for member in members.values()] == [1, 1]
+    assert [member.num_leases for member in members.values()] == [0, 0]
+
+
+async def test_a_reply_by_one_member_leases_that_one_only() -> None:
+    members = make_members()
+    _, tokens, outcome = await collect(make_generation(members, "response"))
+    assert [usage.member for usage in outcome.usage] == [tokens[0].member]
+    assert sum(member.num_leased for member in members.values()) == 1
