@@ -71,8 +71,6 @@ def demo_file() -> Path:
 def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> ClusterSpec:
     """A spec whose models are here, on the port wanted; or say what is wrong, with its line."""
     from cluster.errors import CuveeError, SpecError
-    from cluster.models.reference import ModelKind
-    from cluster.models.resolve import resolve
     from cluster.spec import load_spec
 
     try:
@@ -82,18 +80,41 @@ def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> Clus
             typer.echo(error.message, err=True)
             raise typer.Exit(2) from None
         _fail(error, code=2, as_json=True)
+    try:
+        _check_models(spec)
+    except CuveeError as error:
+        error.message = f"{file}: {error.field}: {error.message}"
+        _fail(error, code=1, as_json=as_json)
+    if port is None:
+        return spec
+    return spec.model_copy(update={"serving": spec.serving.model_copy(update={"port": port})})
+
+
+def _check_models(spec: ClusterSpec) -> None:
+    """Refuse at once what replicas would refuse after a minute."""
+    from cluster.errors import CuveeError
+    from cluster.models.facts import read_fingerprint
+    from cluster.models.reference import ModelKind
+    from cluster.models.resolve import resolve
+
+    folders: dict[str, Path] = {}
     for name, member in spec.members.items():
         if member.reference.kind is ModelKind.HUB:  # its replicas may still download it
             continue
         try:
-            resolve(member.model, member.revision, download=False)
+            folders[name] = resolve(member.model, member.revision, download=False)
         except CuveeError as error:
             error.field = f"members.{name}.model"
-            error.message = f"{file}: {error.field}: {error.message}"
-            _fail(error, code=1, as_json=as_json)
-    if port is None:
-        return spec
-    return spec.model_copy(update={"serving": spec.serving.model_copy(update={"port": port})})
+            raise
+    for name, blend in spec.blends.items():
+        if blend.exact and all(member in folders for member in blend.members):
+            try:
+                blend.check_vocabularies(
+                    name, {member: read_fingerprint(folders[member]) for member in blend.members}
+                )
+            except CuveeError as error:
+                error.field = f"blends.{name}"
+                raise
 
 
 @contextmanager

@@ -53,10 +53,11 @@ class Mixture:
         if self.span == "response":
             return Run(self.speaker(0), position, max_tokens, Border.NONE, (0.0, 1.0), False)
         member = self.speaker(position)
-        share = (self._bounds[member - 1] if member else 0.0, self._bounds[member])
         if isinstance(self.span, str) and self.span in _BORDERS:
+            share = (self._bounds[member - 1] if member else 0.0, self._bounds[member])
             return Run(member, position, max_tokens, _BORDERS[self.span], share, dropped)
         length = span = 1 if self.span == "token" else int(self.span)
         while length < max_tokens and self.speaker(position + length) == member:
             length += span
-        return Run(member, position, min(length, max_tokens), Border.NONE, share, dropped)
+        length = min(length, max_tokens)
+        return Run(member, position, length, Border.NONE, (0.0, 1.0), dropped)

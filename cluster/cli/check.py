@@ -64,8 +64,8 @@ def _print_report(console: Console, file: Path, report: Report, warnings: list[s
         _print_blend(console, blend, is_default=blend.name == report.spec.default_blend)
     for warning in warnings:
         print_line(console, Text.assemble(("! ", "bold yellow"), warning))
-    for name, error in report.failures.items():
-        print_line(console, Text.assemble(("✗ ", "bold red"), f"members.{name}: {error.message}"))
+    for field, error in report.failures.items():
+        print_line(console, Text.assemble(("✗ ", "bold red"), f"{field}: {error.message}"))
     if warnings or report.failures:
         print_line(console)
     print_line(console, _verdict(file, report))
@@ -73,7 +73,7 @@ def _print_report(console: Console, file: Path, report: Report, warnings: list[s
 
 def _verdict(file: Path, report: Report) -> Text:
     if report.failures:
-        return Text(f"✗ {file}: {_count(report.failures, 'member')} cannot be served", "bold red")
+        return Text(f"✗ {file}: {_count(report.failures, 'problem')}", "bold red")
     blends, members = _count(report.spec.blends, "blend"), _count(report.spec.members, "member")
     return Text(f"✓ {file}: {blends} of {members}", "bold green")
 
@@ -199,7 +199,7 @@ def _exchange_words(blend: BlendReport) -> str:
 def _as_mapping(report: Report, warnings: list[str]) -> dict[str, Any]:
     return {
         "ok": not report.failures,
-        "errors": [f"members.{name}: {e.message}" for name, e in report.failures.items()],
+        "errors": [f"{field}: {e.message}" for field, e in report.failures.items()],
         "warnings": warnings,
         "default_blend": report.spec.default_blend,
         "members": {name: _member_mapping(member) for name, member in report.members.items()},

@@ -59,7 +59,7 @@ class BlendReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A whole blend file; `failures` are members that could not be examined, and why."""
+    """A whole blend file; `failures` are what cannot be served, by field, and why."""
 
     spec: ClusterSpec
     members: Mapping[str, MemberReport]
@@ -80,17 +80,25 @@ def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
             facts = read_facts(folder)
             if folder not in fingerprints:
                 fingerprints[folder] = read_fingerprint(folder)
-            fallback = string.ascii_uppercase[len(letters) % 26]
-            letter = letters.setdefault(fingerprints[folder], fallback)
+            letter = letters.setdefault(fingerprints[folder], _letter(len(letters)))
             members[name] = _member_report(name, member, facts, letter)
         except CuveeError as error:
-            failures[name] = error
-    blends = {
-        name: _blend_report(spec, name, members)
-        for name, blend in spec.blends.items()
-        if all(member in members for member in blend.members)
-    }
+            failures[f"members.{name}"] = error
+    blends: dict[str, BlendReport] = {}
+    for name, blend in spec.blends.items():
+        if all(member in members for member in blend.members):
+            blends[name] = _blend_report(spec, name, members)
+            try:
+                letters_of = {member: members[member].vocabulary for member in blend.members}
+                blend.check_vocabularies(name, letters_of)
+            except CuveeError as error:
+                failures[f"blends.{name}"] = error
     return Report(spec, members, blends, failures)
+
+
+def _letter(index: int) -> str:
+    """A, B, …, Z, A1, B1, …"""
+    return string.ascii_uppercase[index % 26] + (str(index // 26) if index >= 26 else "")
 
 
 def _member_report(name: str, spec: MemberSpec, facts: ModelFacts, letter: str) -> MemberReport:

@@ -42,15 +42,22 @@ class Engine:
     """Carries out works on sequences; `cluster.engine.types` says what may be asked."""
 
     def __init__(
-        self, runner: Runner, *, max_batch_tokens: int = 512, min_shared_tokens: int = 8
+        self,
+        runner: Runner,
+        *,
+        num_ids: int | None = None,
+        max_batch_tokens: int = 512,
+        min_shared_tokens: int = 8,
     ) -> None:
+        """Only the first `num_ids` ids are tokens: embeddings are often padded beyond them."""
         self.counts = EngineCounts()
+        self.vocab_size = min(runner.vocab_size, num_ids or runner.vocab_size)
         self._runner = runner
         self._pool = PagePool(
             runner.num_pages, runner.page_size, min_shared_tokens=min_shared_tokens
         )
         self._scheduler = Scheduler(runner, self._pool, self.counts, max_batch_tokens)
-        self._inbox = Inbox(runner.vocab_size)
+        self._inbox = Inbox(self.vocab_size)
         self._jobs: dict[int, Job] = {}  # by sequence, in order of arrival
         self._num_begun = 0
         self._num_steps = 0
@@ -59,10 +66,6 @@ class Engine:
     @property
     def max_context(self) -> int:
         return self._runner.max_context
-
-    @property
-    def vocab_size(self) -> int:
-        return self._runner.vocab_size
 
     def open(self) -> int:
         """A new sequence, empty."""
@@ -110,9 +113,8 @@ class Engine:
         plan = self._scheduler.plan(self._jobs.values(), self._num_steps)
         outputs += [self._end_without_room(job) for job in plan.hopeless]
         try:
-            tokens = run_pass(
-                self._runner, plan, [self._jobs[chunk.sequence] for chunk in plan.chunks]
-            )
+            jobs = [self._jobs[chunk.sequence] for chunk in plan.chunks]
+            tokens = run_pass(self._runner, plan, jobs, self.vocab_size)
         except Exception as error:
             _log.exception("a forward pass failed")
             outputs += self._give_up(plan, f"{type(error).__name__}: {error}")
@@ -237,8 +239,12 @@ def load_engine(
     num_threads: int | None = None,
     page_size: int | None = None,
     max_batch_tokens: int | None = None,
+    num_ids: int | None = None,
 ) -> Engine:
-    """An engine for the model in a local folder: configuration and safetensors, nothing else."""
+    """An engine for the model in a local folder: configuration and safetensors, nothing else.
+
+    `num_ids` is how many ids the tokenizer knows; without it, all that the model can read.
+    """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     place = find_device(device)
@@ -250,4 +256,8 @@ def load_engine(
         max_context=max_context,
         page_size=page_size,
     )
-    return Engine(runner, max_batch_tokens=max_batch_tokens or _MAX_BATCH_TOKENS[place.type])
+    return Engine(
+        runner,
+        num_ids=num_ids,
+        max_batch_tokens=max_batch_tokens or _MAX_BATCH_TOKENS[place.type],
+    )

@@ -1,7 +1,8 @@
 """A model without a model: the next token is a fixed function of all tokens before it.
 
 It reads those tokens back from the rows it was told to write and copy, so an engine that loses,
-mixes up or overwrites a row draws other tokens than `next_token` says. Deterministic and fast.
+mixes up or overwrites a row draws other tokens than `next_token`, or the function given instead,
+says. Deterministic and fast.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ class FakeRunner:
         page_size: int = 4,
         max_context: int = 256,
         before_pass: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
+        likeliest: Callable[[Sequence[int]], int] | None = None,
     ) -> None:
         self.vocab_size = vocab_size
         self.num_pages = num_pages
         self.page_size = page_size
         self.max_context = max_context
         self._before_pass = before_pass  # may raise, to play a failing device
+        self._likeliest = likeliest or (lambda ids: next_token(ids, vocab_size))
         self._rows = [-1] * (num_pages * page_size)
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -54,7 +57,7 @@ class FakeRunner:
             end = chunk.start + len(chunk.ids)
             ids = [self._rows[self._slot(chunk, position)] for position in range(end)]
             seen = range(end - chunk.num_logits + 1, end + 1)
-            likeliest += [next_token(ids[:num], self.vocab_size) for num in seen]
+            likeliest += [self._likeliest(ids[:num]) for num in seen]
         index = torch.tensor(likeliest, dtype=torch.int64)
         return torch.nn.functional.one_hot(index, self.vocab_size).float()
 

@@ -9,7 +9,7 @@ from cluster.engine.base import Chunk
 from cluster.engine.sampler import SampleRow
 from cluster.engine.types import Output, Prefill, Sample, Score, TokenOutput, Verdict, Work, WorkEnd
 from cluster.errors import InvalidRequest
-from cluster.randomness import Purpose, uniform
+from cluster.randomness import Purpose, key
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Job:
         want, position = self.want, self.want.first_position + self.num_drawn
         purpose = want.first_purpose if self.num_drawn == 0 else Purpose.TOKEN
         banned = want.banned if position < want.banned_before else ()
-        return SampleRow(want.params, uniform(want.seed, purpose, position), banned, want.num_top)
+        return SampleRow(want.params, key(want.seed, purpose, position), banned, want.num_top)
 
     def targets(self, chunk: Chunk) -> list[int]:
         """The ids that this chunk's logits score."""

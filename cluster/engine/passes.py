@@ -15,16 +15,19 @@ from cluster.engine.types import Sample, Score, TokenOutput
 
 
 @torch.inference_mode()
-def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job]) -> list[list[TokenOutput]]:
+def run_pass(
+    runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int
+) -> list[list[TokenOutput]]:
     """Per chunk, whose job is at the same place in `jobs`: the token drawn, or its targets' scores.
 
-    Waits for the device once for all draws, and once more only if something is scored.
+    Waits for the device once for all draws, and once more only if something is scored. Logits
+    from `vocab_size` on count for nothing: such an id is no token.
     """
     if plan.copies:
         runner.copy(plan.copies)
     if not plan.chunks:
         return []
-    logits = runner.forward(plan.chunks)
+    logits = runner.forward(plan.chunks)[:, :vocab_size]
     parts = logits.split_with_sizes([chunk.num_logits for chunk in plan.chunks])
     tokens: list[list[TokenOutput]] = [[] for _ in jobs]
     asked = [i for i, chunk in enumerate(plan.chunks) if chunk.num_logits]

@@ -6,10 +6,15 @@ separates equals: tokens tied with the last one kept by top-k or top-p are kept 
 never depends on how a sort orders them (in bfloat16, ties are everyday). Top-p keeps the token that
 crosses the threshold; min-p keeps what has at least min_p times the largest probability.
 
-The draw inverts the distribution function in token-id order, summed in float64: one uniform, one
-token, whatever the order of near-equal probabilities. Every truncation is a cut-off on the scaled
-logits, found among the largest candidates; the vocabulary is never sorted, save for a row whose
-candidates hold too little mass, which is done again after the one wait.
+The draw is an exponential race: of all p / E, E unit exponentials, the largest wins, which is a draw
+from p, exactly (the Gumbel-max trick); first among blocks of ids, then within the winning one, so
+that few E are needed. Logits that differ by rounding, as they do between batch shapes, then change
+a draw about as rarely as they differ little; inverting the distribution function would add up the
+differences of all ids before, and change it hundreds of times as often.
+
+Every truncation is a cut-off on the scaled logits, found among the largest candidates; the
+vocabulary is never sorted, save for a row whose candidates hold too little mass, which is done
+again after the one wait.
 
 A row's result depends on that row alone. This module knows neither seeds nor sequences.
 """
@@ -23,11 +28,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cluster.engine.noise import exponentials
 from cluster.engine.types import SamplingParams, TokenOutput
 
 NO_TOKEN = -1  # drawn from a row that has nothing to draw: NaN or +inf logits, or all of it -inf
 NUM_CANDIDATES = 1024  # how many of the largest logits top-p looks at before it sorts them all
 
+_BLOCK = 128  # ids; part of what makes draws repeatable
 _COLDEST = 1e-20  # what divides by less would not be a float32
 
 
@@ -36,7 +43,7 @@ class SampleRow:
     """One row of logits to draw from."""
 
     params: SamplingParams
-    uniform: float  # in [0, 1)
+    key: int  # the draw's 64 random bits
     banned: tuple[int, ...] = ()  # masked before everything, but not in what is reported
     num_top: int = 0  # how many of the model's best candidates to report
 
@@ -110,7 +117,7 @@ def _sample(
     token, short = best, None
     if any(p.temperature > 0 for p in params):
         cutoff, short = _cutoffs(scaled, params, num_candidates)
-        drawn = _draw(_cut(scaled, cutoff), [row.uniform for row in rows])
+        drawn = _draw(_cut(scaled, cutoff), [row.key for row in rows])
         greedy = _on_device([p.temperature <= 0 for p in params], torch.bool, logits.device)
         token = torch.where(greedy, best, drawn)
     logprob = raw.gather(1, token[:, None])[:, 0]
@@ -197,14 +204,16 @@ def _cut(scaled: Tensor, cutoff: Tensor | None) -> Tensor:
     return scaled if cutoff is None else scaled.masked_fill(scaled < cutoff[:, None], -math.inf)
 
 
-def _draw(scaled: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """The first id whose summed probability exceeds the uniform; never one of probability zero."""
-    mass = scaled.exp().cumsum(dim=-1, dtype=torch.float64)
-    total = mass[:, -1:]
-    point = _on_device(uniforms, torch.float64, scaled.device)[:, None] * total
-    point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
-    drawn = torch.searchsorted(mass, point, right=True)[:, 0]
-    return drawn.clamp(max=scaled.shape[1] - 1)  # only NaN rows get there
+def _draw(scaled: Tensor, keys: Sequence[int]) -> Tensor:
+    """The winner of each row's race, first id on ties; never one of probability zero."""
+    num_rows, size = scaled.shape
+    num_blocks = -(-size // _BLOCK)
+    mass = torch.nn.functional.pad(scaled.exp(), (0, num_blocks * _BLOCK - size))
+    blocks = mass.view(num_rows, num_blocks, _BLOCK)
+    noise = exponentials(keys, num_blocks + _BLOCK, scaled.device)
+    block = (blocks.sum(dim=-1) / noise[:, :num_blocks]).argmax(dim=-1)
+    inside = blocks[torch.arange(num_rows, device=scaled.device), block]
+    return block * _BLOCK + (inside / noise[:, num_blocks:]).argmax(dim=-1)
 
 
 def _best(raw: Tensor, num: int) -> tuple[Tensor, Tensor]:

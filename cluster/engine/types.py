@@ -40,7 +40,7 @@ class Verdict(Enum):
 class Sample:
     """Draw tokens one after another until `judge` stops the run.
 
-    The token drawn as the i-th of this run (from 0) uses the uniform of
+    The token drawn as the i-th of this run (from 0) uses the random bits of
     (seed, purpose, first_position + i); the first one uses `first_purpose`.
     """
 

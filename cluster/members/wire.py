@@ -144,8 +144,9 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
         return message
     message.draw.position = want.position
     message.draw.max_tokens = want.max_tokens
-    message.draw.border = _BORDERS[want.border]
-    message.draw.share_begin, message.draw.share_end = want.share
+    if want.border is not Border.NONE:  # shares are half of a step's bytes, and for borders only
+        message.draw.border = _BORDERS[want.border]
+        message.draw.share_begin, message.draw.share_end = want.share
     message.draw.begins_span = want.begins_span
     message.draw.retake = want.retake
     message.draw.whole_characters = want.whole_characters
@@ -163,7 +164,7 @@ def step_from_proto(message: pb.Step) -> Step:
             position=draw.position,
             max_tokens=draw.max_tokens,
             border=_BORDERS_BACK[draw.border],
-            share=(draw.share_begin, draw.share_end),
+            share=(draw.share_begin, draw.share_end) if draw.border else (0.0, 1.0),
             begins_span=draw.begins_span,
             retake=draw.retake,
             whole_characters=draw.whole_characters,

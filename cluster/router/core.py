@@ -63,12 +63,13 @@ class Router:
 
     @property
     def ready_blends(self) -> list[str]:
-        """Blends whose members are all known."""
-        return [
-            name
-            for name, blend in self.spec.blends.items()
-            if all(member in self._infos for member in blend.members)
-        ]
+        """Blends that are served: their members are known, and may be blended."""
+        return [name for name in self.spec.blends if self._is_ready(name)]
+
+    @property
+    def knows_all_members(self) -> bool:
+        """Whether every blend is decided: served, or refused for good."""
+        return len(self._infos) == len(self.spec.members)
 
     def blend(self, name: str) -> ServedBlend:
         """A served blend; the empty name means the default one."""
@@ -86,6 +87,7 @@ class Router:
                 f"blend {name!r} waits for its members: {', '.join(missing)}",
             )
         infos = {member: self._infos[member] for member in spec.members}
+        spec.check_vocabularies(name, {member: info.vocabulary for member, info in infos.items()})
         return ServedBlend(name, spec, self.spec.revision_of(name), infos)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Update, None]:
@@ -175,6 +177,13 @@ class Router:
             yield
         finally:
             self.num_active -= 1
+
+    def _is_ready(self, name: str) -> bool:
+        try:
+            self.blend(name)
+        except CuveeError:
+            return False
+        return True
 
     async def _learn(self, name: str) -> None:
         while name not in self._infos:

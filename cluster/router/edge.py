@@ -179,11 +179,11 @@ class Edge:
             await asyncio.sleep(_HEALTH_INTERVAL_S)
 
     async def _set_health(self) -> None:
-        """Per blend by its name; overall once all of them serve."""
+        """Per blend by its name; overall once every blend is decided."""
         ready = self.router.ready_blends
         for name in self.router.spec.blends:
             await self._health.set(name, _SERVING if name in ready else _NOT_SERVING)
-        is_whole = len(ready) == len(self.router.spec.blends)
+        is_whole = self.router.knows_all_members
         await self._health.set("", _SERVING if is_whole else _NOT_SERVING)
 
 

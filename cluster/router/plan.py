@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cluster.blending.base import Method, Span
 from cluster.blending.mixture import Mixture
 from cluster.engine.types import SamplingParams
-from cluster.errors import Unsupported
+from cluster.errors import InvalidRequest, Unsupported
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart
 from cluster.router.requests import GenerationRequest, Overrides, Sampling
 from cluster.spec import BlendSpec, LimitsSpec, SamplingSpec
@@ -82,7 +82,14 @@ def make_plan(
     method = Mixture(tuple(weights.values()), span, seed)
     members = tuple(weights)
     stopping = request.stopping
-    max_tokens = min(stopping.max_tokens or limits.max_new_tokens, limits.max_new_tokens)
+    max_tokens = limits.max_new_tokens if stopping.max_tokens is None else stopping.max_tokens
+    for field, given in (("max_tokens", max_tokens), ("min_tokens", stopping.min_tokens)):
+        if given > limits.max_new_tokens:
+            raise InvalidRequest(
+                "INVALID_VALUE",
+                f"got {given}; expected at most {limits.max_new_tokens}, this server's limit",
+                field=f"stopping.{field}",
+            )
     return Plan(
         blend=blend,
         members=members,

@@ -16,17 +16,24 @@ from cluster.text.stops import StopMatcher
 from cluster.text.utf8 import Utf8Stream
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Held:
-    """A token whose text is not released yet."""
+    """A token that the caller may not see yet. Characters are counted from the reply's beginning."""
 
     token: ReplyToken
-    text: str  # the characters that it completes
-    num_released: int = 0  # of these
+    begin: int  # characters that were complete before it
+    end: int  # characters that it and all before it take part in
+    torn: bytes  # the beginning, in tokens before it, of the character it goes on with
 
-    @property
-    def num_left(self) -> int:
-        return len(self.text) - self.num_released
+    def front(self, num_chars: int) -> bytes:
+        """Its bytes that belong to the first `num_chars` characters."""
+        stream, data = Utf8Stream(), self.token.token.bytes
+        num_complete = self.begin + len(stream.push(self.torn))
+        for n in range(len(data)):
+            if num_complete >= num_chars:
+                return data[:n]
+            num_complete += len(stream.push(data[n : n + 1]))
+        return data
 
 
 class Transcript:
@@ -42,6 +49,8 @@ class Transcript:
         self._utf8 = Utf8Stream()
         self._stops = StopMatcher(stop) if stop else None
         self._held: deque[_Held] = deque()
+        self._num_chars = 0  # complete
+        self._num_visible = 0  # characters that the caller has
 
     @property
     def position(self) -> int:
@@ -73,6 +82,7 @@ class Transcript:
         """
         update = Update()
         for token in tokens:
+            begin, torn = self._num_chars, self._utf8.pending
             text = self._utf8.push(token.bytes)
             reply_token = ReplyToken(self._members[member], self.position, token)
             self._ids.append(token.id)
@@ -82,7 +92,9 @@ class Transcript:
                 update.text += text
                 update.tokens.append(reply_token)
                 continue
-            self._held.append(_Held(reply_token, text))
+            self._num_chars += len(text)
+            end = self._num_chars + bool(self._utf8.pending)
+            self._held.append(_Held(reply_token, begin, end, torn))
             released, found = self._stops.push(text)
             self._release(released, update)
             if found is not None:
@@ -97,35 +109,26 @@ class Transcript:
         if self._stops is None:
             update.text = rest
             return update
-        if self._held:
-            self._held[-1].text += rest
         released, found = self._stops.push(rest)
         if found is None:
             released += self._stops.flush()
         self._release(released, update)
         if found is not None:
             self._end_at_stop(found, update)
-        update.tokens.extend(held.token for held in self._held)
-        self._held.clear()
         return update
 
     def _release(self, text: str, update: Update) -> None:
         """Let text go, and the tokens that are wholly inside what has gone."""
         update.text += text
-        remaining = len(text)
-        while self._held and remaining >= self._held[0].num_left:
-            held = self._held.popleft()
-            remaining -= held.num_left
-            update.tokens.append(held.token)
-        if remaining:
-            self._held[0].num_released += remaining
+        self._num_visible += len(text)
+        while self._held and self._held[0].end <= self._num_visible:
+            update.tokens.append(self._held.popleft().token)
 
     def _end_at_stop(self, found: str, update: Update) -> None:
         """Drop what belongs to the stop string; of a token across its border, keep the front."""
         self.stop_string = found
-        if self._held and self._held[0].num_released:
-            held = self._held[0]
-            front = held.text[: held.num_released].encode()
-            token = replace(held.token.token, bytes=front)
-            update.tokens.append(replace(held.token, token=token))
+        for held in self._held:
+            if front := held.front(self._num_visible):
+                token = replace(held.token.token, bytes=front)
+                update.tokens.append(replace(held.token, token=token))
         self._held.clear()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
+from cluster.errors import Unsupported
 from cluster.spec.frozen import Frozen
 from cluster.spec.values import FrozenMapping, Span, Weights
 
@@ -36,6 +38,10 @@ class MixtureSpec(Frozen):
     members: Weights = Field(
         description="weights of at least 0 by member, such as {austen: 0.5, kjv: 0.5}"
     )
+    exact: bool = Field(
+        default=False,
+        description="true to refuse members that cannot exchange token ids, or false",
+    )
     sampling: SamplingSpec = Field(
         default=SamplingSpec(), description="a mapping such as {temperature: 0.8, top_p: 0.95}"
     )
@@ -50,6 +56,24 @@ class MixtureSpec(Frozen):
     def span_for(self, *, one_vocabulary: bool) -> Span:
         """The span, once it is known whether all members share one vocabulary."""
         return self.span or ("token" if one_vocabulary else "word")
+
+    def check_vocabularies(self, name: str, fingerprints: Mapping[str, str]) -> None:
+        """Raise Unsupported if the blend of that name is to be exact and its members' tokens differ.
+
+        Only with one vocabulary do members mean the same by a token, so only then is the law of
+        `mixture` the ensemble's.
+        """
+        groups: dict[str, list[str]] = {}
+        for member in self.members:
+            groups.setdefault(fingerprints[member], []).append(member)
+        if self.exact and len(groups) > 1:
+            words = "; ".join(", ".join(members) for members in groups.values())
+            raise Unsupported(
+                "VOCABULARY_MISMATCH",
+                f"blend {name!r} is exact, but its members have {len(groups)} vocabularies "
+                f"({words}); expected one, or exact: false to exchange text",
+                field="blend",
+            )
 
 
 BlendSpec = MixtureSpec  # becomes a union discriminated by `method` with the second method

@@ -90,7 +90,7 @@ class ClusterSpec(Frozen):
         shares, in order. Models are hashed by name, not by content.
         """
         chosen = self.blends[blend]
-        content = chosen.model_dump(mode="json", exclude={"description", "members"})
+        content = chosen.model_dump(mode="json", exclude={"description", "exact", "members"})
         content["weights"] = [(name, round(share, 12)) for name, share in chosen.weights.items()]
         content["models"] = [
             self.members[name].model_dump(

@@ -147,7 +147,18 @@ def test_members_that_cannot_be_read_fail_the_check_and_hide_nothing_else(run: C
     assert "✗ members.gone:" in out
     assert "run: cuvee models fetch org/never-fetched-model" in out
     assert "./a" in out
-    assert "2 members cannot be served" in out.splitlines()[-1]
+    assert "2 problems" in out.splitlines()[-1]
+
+
+def test_an_exact_blend_refuses_members_of_different_vocabularies(run: Check) -> None:
+    blend = "mix: {method: mixture, exact: true, members: {a: 1, b: 1, c: 1}}"
+    code, out = run(f"{A}, {B}, {C}", blend)
+    assert code == 1
+    assert "✗ blends.mix: blend 'mix' is exact" in out
+    assert "2 vocabularies (a, b; c)" in " ".join(out.split())
+    code, answer = run(f"{A}, {B}, {C}", blend, as_json=True)
+    assert (code, answer["ok"]) == (1, False)
+    assert run(f"{A}, {B}", "mix: {method: mixture, exact: true, members: {a: 1, b: 1}}")[0] == 0
 
 
 def test_problems_of_the_file_come_one_a_line(run: Check) -> None:

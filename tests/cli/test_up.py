@@ -165,3 +165,18 @@ def test_a_missing_model_is_told_before_anything_starts(tmp_path: Path) -> None:
     answer = json.loads(result.stdout)
     assert answer["reason"] == "MODEL_NOT_FOUND"
     assert answer["field"] == "members.a.model"
+
+
+def test_an_exact_blend_of_different_vocabularies_is_told_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "blend.yaml"
+    file.write_text(
+        "version: 1\n"
+        "members: {a: {model: embedded:tiny-kjv}, b: {model: embedded:tiny-bytes}}\n"
+        "blends: {two: {method: mixture, exact: true, members: {a: 1, b: 1}}}\n"
+    )
+    result = CliRunner().invoke(app, ["up", str(file), "--json"])
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert (answer["reason"], answer["field"]) == ("VOCABULARY_MISMATCH", "blends.two")

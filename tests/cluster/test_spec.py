@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.errors import SpecError
+from cluster.errors import SpecError, Unsupported
 from cluster.spec import ClusterSpec, load_spec, parse_mapping, parse_size, parse_spec
 
 MEMBERS = "members: {a: {model: embedded:x}, b: {model: embedded:y}}\n"
@@ -368,3 +368,12 @@ def test_importing_the_spec_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, cluster.spec; print({'torch', 'transformers', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_exact_blend_refuses_different_vocabularies_by_name() -> None:
+    exact = parse_spec(blend("exact: true, members: {a: 1, b: 1}")).blends["mix"]
+    exact.check_vocabularies("mix", {"a": "v", "b": "v"})
+    with pytest.raises(Unsupported, match=r"2 vocabularies \(a; b\)") as caught:
+        exact.check_vocabularies("mix", {"a": "v", "b": "w"})
+    assert caught.value.reason == "VOCABULARY_MISMATCH"
+    parse_spec(MINIMAL).blends["mix"].check_vocabularies("mix", {"a": "v", "b": "w"})

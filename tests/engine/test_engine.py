@@ -11,11 +11,20 @@ from cluster.engine.base import Chunk
 from cluster.engine.engine import Engine
 from cluster.engine.fake import next_token
 from cluster.engine.pool import Copy
-from cluster.engine.types import EngineLoad, Prefill, Sample, Score, Verdict, Work, WorkEnd
+from cluster.engine.types import (
+    EngineLoad,
+    Prefill,
+    Sample,
+    SamplingParams,
+    Score,
+    Verdict,
+    Work,
+    WorkEnd,
+)
 from cluster.errors import InvalidRequest, NotFound
 from cluster.randomness import Purpose
 
-from .factories import GREEDY, Result, ask, greedy, make_fake_engine, run, step, stop_after
+from .factories import Result, ask, greedy, make_fake_engine, run, step, stop_after
 
 VOCAB_SIZE = 64
 
@@ -115,17 +124,18 @@ def test_a_prefill_of_what_is_cached_ends_without_a_pass() -> None:
 
 def test_the_first_token_of_a_run_has_a_purpose_of_its_own() -> None:
     engine = make_fake_engine()
-    seen = set()
+    drawn: dict[Purpose, list[list[int]]] = {}
     for purpose in (Purpose.TOKEN, Purpose.RETAKE):
-        want = greedy(1, first_purpose=purpose).__class__(
-            params=GREEDY.__class__(temperature=50.0),
-            seed=3,
-            first_position=7,
-            judge=stop_after(2),
-            first_purpose=purpose,
-        )
-        seen.add(tuple(ask(engine, engine.open(), 0, [1], want).ids))
-    assert len({ids[0] for ids in seen}) == 2
+        for seed in range(4):
+            want = Sample(
+                params=SamplingParams(temperature=50.0),
+                seed=seed,
+                first_position=7,
+                judge=stop_after(2),
+                first_purpose=purpose,
+            )
+            drawn.setdefault(purpose, []).append(ask(engine, engine.open(), 0, [1], want).ids)
+    assert [ids[0] for ids in drawn[Purpose.TOKEN]] != [ids[0] for ids in drawn[Purpose.RETAKE]]
 
 
 def test_banned_tokens_are_not_drawn_before_their_position() -> None:

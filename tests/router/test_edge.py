@@ -13,14 +13,16 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cuvee.v1 import blend_pb2, generation_pb2
-from tests.rig import Rig, running
+from tests.rig import SPEC, Rig, running
+
+EXACT = "blends:\n  exact: {method: mixture, exact: true, members: {austen: 1, bytes: 1}}"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def rig() -> AsyncIterator[Rig]:
-    async with running() as rig:
+    async with running(SPEC.replace("blends:", EXACT)) as rig:
         yield rig
 
 
@@ -221,8 +223,7 @@ async def test_score_agrees_between_members_mixture_and_replies(rig: Rig) -> Non
 
 async def test_blends_are_listed_and_described(rig: Rig) -> None:
     listed = await rig.blends.ListBlends(blend_pb2.ListBlendsRequest())
-    assert [blend.name for blend in listed.blends] == ["tokens", "replies", "mixed"]
-    assert listed.default_blend == "tokens"
+    assert [blend.name for blend in listed.blends] == ["tokens", "replies", "mixed"]  # not exact
     mixed = (await rig.blends.GetBlend(blend_pb2.GetBlendRequest(name="mixed"))).blend
     assert mixed.exchange_kind == blend_pb2.EXCHANGE_KIND_TEXT
     assert mixed.span.unit == generation_pb2.SPAN_UNIT_WORD
@@ -232,18 +233,21 @@ async def test_blends_are_listed_and_described(rig: Rig) -> None:
 
 async def test_health_is_told_overall_and_per_blend(rig: Rig) -> None:
     stub: Any = health_pb2_grpc.HealthStub(rig.channel)
+
+    async def status(service: str) -> Any:
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
     for service in ("", "tokens", "mixed"):
-        while True:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
-            if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                break
+        while await status(service) != health_pb2.HealthCheckResponse.SERVING:
             await asyncio.sleep(0.05)
+    assert await status("exact") == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 BAD = [
     ({"prompt": ""}, "INVALID_ARGUMENT", "EMPTY_PROMPT", "prompt"),
     ({"prompt": None, "chat": {}}, "INVALID_ARGUMENT", "EMPTY_PROMPT", "chat.messages"),
     ({"blend": "nope"}, "NOT_FOUND", "UNKNOWN_BLEND", "blend"),
+    ({"blend": "exact"}, "FAILED_PRECONDITION", "VOCABULARY_MISMATCH", "blend"),
     ({"prompt": "and the people " * 400}, "INVALID_ARGUMENT", "PROMPT_TOO_LONG", "prompt"),
     (
         {"sampling": {"temperature": -1}},
@@ -259,6 +263,8 @@ BAD = [
         "sampling.min_p",
     ),
     ({"stopping": {"max_tokens": 0}}, "INVALID_ARGUMENT", "INVALID_VALUE", "stopping.max_tokens"),
+    ({"stopping": {"max_tokens": 401}}, "INVALID_ARGUMENT", "INVALID_VALUE", "stopping.max_tokens"),
+    ({"stopping": {"min_tokens": 401}}, "INVALID_ARGUMENT", "INVALID_VALUE", "stopping.min_tokens"),
     ({"stopping": {"stop": [""]}}, "INVALID_ARGUMENT", "INVALID_VALUE", "stopping.stop[0]"),
     (
         {"overrides": {"weights": {"austen": 0.0}}},
