@@ -154,23 +154,20 @@ async def test_any_text_may_come_before_members_of_different_tokenizers(
     assert b"".join(token.bytes for token in tokens).decode("utf-8", "replace") == text
 
 
-async def test_ten_turns_of_chat_draw_a_member_per_reply(rig: Rig) -> None:
-    history: list[str] = []
-    speakers: list[str] = []
-    for turn in range(10):
-        history.append(f"And what of number {turn}?")
-        text, tokens, outcome = await stream(
-            rig, blend="replies", prompt=None, chat=chat(*history), sampling={"seed": turn}
-        )
-        speakers.append(outcome.usage.members[0].member)
-        assert {token.member for token in tokens} <= {speakers[-1]}
-        history.append(text or "…")
-    assert set(speakers) == {"austen", "kjv"}
-    counts = await rig.generation.CountTokens(
-        generation_pb2.CountTokensRequest(blend="replies", chat=chat(*history, "?"))
-    )
-    assert {count.member for count in counts.members} == {"austen", "kjv"}
-    assert all(count.num_tokens > 50 for count in counts.members)
+async def test_the_tokens_of_a_chat_are_counted_as_each_member_renders_it(rig: Rig) -> None:
+    history = ["And what of number one?", "There is none.", "And of the other?"]
+
+    async def count(*contents: str) -> dict[str, int]:
+        request = generation_pb2.CountTokensRequest(blend="mixed", chat=chat(*contents))
+        answer = await rig.generation.CountTokens(request)
+        return {member.member: member.num_tokens for member in answer.members}
+
+    counts = await count(*history)
+    assert counts["bytes"] > sum(map(len, history)) > counts["austen"] > 10
+    assert (await count(*history[:1]))["austen"] < counts["austen"]
+    text, _, outcome = await stream(rig, blend="mixed", prompt=None, chat=chat(*history))
+    assert text
+    assert {u.member: u.prompt_tokens for u in outcome.usage.members} == counts
 
 
 async def test_cancelling_frees_everything(rig: Rig) -> None:
