@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
+from cluster.errors import CuveeError
 from cluster.members.sizing import num_leases
 from cluster.spec import ClusterSpec, MemberSpec
 from deployments.member import MemberDeployment
@@ -48,10 +49,15 @@ def member_app(name: str, member: MemberSpec) -> serve.Application:
             )
         }
     )
+    try:
+        most_leases = num_leases(member)
+    except CuveeError as error:
+        error.message = f"member {name!r}: {error.message}"
+        raise
     deployment = serve.deployment(
         name=MEMBER_PREFIX + name,
         ray_actor_options={"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
-        max_ongoing_requests=num_leases(member),
+        max_ongoing_requests=most_leases,
         graceful_shutdown_timeout_s=DRAIN_S,
         **replicas,
     )(MemberDeployment)

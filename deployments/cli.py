@@ -93,7 +93,7 @@ def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> Clus
 def _check_models(spec: ClusterSpec) -> None:
     """Refuse at once what replicas would refuse after a minute."""
     from cluster.errors import CuveeError
-    from cluster.models.facts import read_fingerprint
+    from cluster.models.facts import read_vocabulary
     from cluster.models.reference import ModelKind
     from cluster.models.resolve import resolve
 
@@ -109,9 +109,8 @@ def _check_models(spec: ClusterSpec) -> None:
     for name, blend in spec.blends.items():
         if blend.exact and all(member in folders for member in blend.members):
             try:
-                blend.check_vocabularies(
-                    name, {member: read_fingerprint(folders[member]) for member in blend.members}
-                )
+                found = {m: read_vocabulary(folders[m]).fingerprint for m in blend.members}
+                blend.check_vocabularies(name, found)
             except CuveeError as error:
                 error.field = f"blends.{name}"
                 raise

@@ -15,7 +15,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def warnings_about(report: Report, *, num_cpus: int, memory_bytes: int | None) -> list[str]:
     """All warnings, each beginning with the field it is about; sizes are this machine's."""
     found = [line for member in report.members.values() for line in _about_member(member)]
-    found += [line for blend in report.blends.values() for line in _about_blend(blend)]
+    found += [line for blend in report.blends.values() for line in _about_blend(blend, report)]
     used = {name for blend in report.spec.blends.values() for name in blend.members}
     found += [
         f"members.{name}: no blend uses it, yet its replicas start"
@@ -64,10 +64,17 @@ def _about_member(member: MemberReport) -> Iterator[str]:
             )
 
 
-def _about_blend(blend: BlendReport) -> Iterator[str]:
+def _about_blend(blend: BlendReport, report: Report) -> Iterator[str]:
     where = f"blends.{blend.name}"
     for name, weight in blend.spec.members.items():
         if weight == 0:
             yield f"{where}.members.{name}: weight 0, so it never speaks; remove it"
     if len(blend.vocabularies) > 1 and (blend.span == "token" or isinstance(blend.span, int)):
         yield f"{where}.span: members' tokens differ, so words are cut apart; word reads better"
+    if len(blend.vocabularies) > 1:
+        for name in blend.spec.members:
+            if not report.members[name].reads_faithfully:
+                yield (
+                    f"{where}.members.{name}: its tokenizer changes text (case, accents or rare "
+                    "characters), so it reads what others said not quite as they said it"
+                )

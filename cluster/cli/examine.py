@@ -18,11 +18,12 @@ from cluster.models.facts import (
     max_leases,
     memory_need,
     read_facts,
-    read_fingerprint,
+    read_vocabulary,
 )
 from cluster.models.machine import free_memory_bytes
 from cluster.models.resolve import resolve
 from cluster.spec import BlendSpec, ClusterSpec, MemberSpec, Span
+from cluster.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class MemberReport:
     spec: MemberSpec
     facts: ModelFacts
     vocabulary: str  # a letter; members with the same one share their vocabulary
+    reads_faithfully: bool  # its tokenizer keeps every byte of a text
     device: str
     need: MemoryNeed | None  # None: decided at load, on hardware that is not here
     num_generations: int | None  # of full length, at once; None with `need`
@@ -72,16 +74,17 @@ def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
     members: dict[str, MemberReport] = {}
     failures: dict[str, CuveeError] = {}
     letters: dict[str, str] = {}  # fingerprint to letter
-    fingerprints: dict[Path, str] = {}
+    vocabularies: dict[Path, Vocabulary] = {}
     for name, member in spec.members.items():
         progress(f"reading {name}")
         try:
             folder = resolve(member.model, member.revision, download=False)
             facts = read_facts(folder)
-            if folder not in fingerprints:
-                fingerprints[folder] = read_fingerprint(folder)
-            letter = letters.setdefault(fingerprints[folder], _letter(len(letters)))
-            members[name] = _member_report(name, member, facts, letter)
+            if folder not in vocabularies:
+                vocabularies[folder] = read_vocabulary(folder)
+            vocabulary = vocabularies[folder]
+            letter = letters.setdefault(vocabulary.fingerprint, _letter(len(letters)))
+            members[name] = _member_report(name, member, facts, letter, vocabulary.byte_faithful)
         except CuveeError as error:
             failures[f"members.{name}"] = error
     blends: dict[str, BlendReport] = {}
@@ -101,7 +104,9 @@ def _letter(index: int) -> str:
     return string.ascii_uppercase[index % 26] + (str(index // 26) if index >= 26 else "")
 
 
-def _member_report(name: str, spec: MemberSpec, facts: ModelFacts, letter: str) -> MemberReport:
+def _member_report(
+    name: str, spec: MemberSpec, facts: ModelFacts, letter: str, reads_faithfully: bool
+) -> MemberReport:
     device = "cuda" if spec.resources.num_gpus else "cpu"
     kv_memory_bytes = spec.kv_memory_bytes
     if kv_memory_bytes is None and (free_bytes := free_memory_bytes(device)) is not None:
@@ -114,7 +119,7 @@ def _member_report(name: str, spec: MemberSpec, facts: ModelFacts, letter: str) 
         num_generations = max_leases(
             facts, spec.dtype, kv_memory_bytes=kv_memory_bytes, max_context=spec.max_context
         )
-    return MemberReport(name, spec, facts, letter, device, need, num_generations)
+    return MemberReport(name, spec, facts, letter, reads_faithfully, device, need, num_generations)
 
 
 def _blend_report(spec: ClusterSpec, name: str, members: Mapping[str, MemberReport]) -> BlendReport:

@@ -17,7 +17,7 @@ from cluster.cli.output import (
     working,
 )
 from cluster.errors import CuveeError, NotFound
-from cluster.models.facts import ModelFacts, read_facts, read_fingerprint
+from cluster.models.facts import ModelFacts, read_facts, read_vocabulary
 from cluster.models.fetch import fetch_smollm2
 from cluster.models.reference import ModelKind, ModelReference
 from cluster.models.resolve import FETCHABLE, embedded_names, fetched_names, models_home, resolve
@@ -82,7 +82,7 @@ def show_model(model: str, revision: str | None, as_json: bool, console: Console
             folder = resolve(model, revision, download=False)
             facts = read_facts(folder)
             progress("reading the tokenizer")
-            fingerprint = read_fingerprint(folder)
+            fingerprint = read_vocabulary(folder).fingerprint
     except CuveeError as error:
         return print_failure(console, error, as_json=as_json)
     if as_json:

@@ -6,7 +6,7 @@ separates equals: tokens tied with the last one kept by top-k or top-p are kept 
 never depends on how a sort orders them (in bfloat16, ties are everyday). Top-p keeps the token that
 crosses the threshold; min-p keeps what has at least min_p times the largest probability.
 
-The draw is an exponential race: of all p / E, E unit exponentials, the largest wins, which is a draw
+The draw is an exponential race: of all p / E, E unit exponentials, the largest wins: a draw
 from p, exactly (the Gumbel-max trick); first among blocks of ids, then within the winning one, so
 that few E are needed. Logits that differ by rounding, as they do between batch shapes, then change
 a draw about as rarely as they differ little; inverting the distribution function would add up the

@@ -18,7 +18,7 @@ from cluster.text.utf8 import Utf8Stream
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A token that the caller may not see yet. Characters are counted from the reply's beginning."""
+    """A token that the caller may not see yet; characters count from the reply's beginning."""
 
     token: ReplyToken
     begin: int  # characters that were complete before it

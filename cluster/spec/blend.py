@@ -58,7 +58,7 @@ class MixtureSpec(Frozen):
         return self.span or ("token" if one_vocabulary else "word")
 
     def check_vocabularies(self, name: str, fingerprints: Mapping[str, str]) -> None:
-        """Raise Unsupported if the blend of that name is to be exact and its members' tokens differ.
+        """Raise Unsupported if the blend is to be exact and its members' vocabularies differ.
 
         Only with one vocabulary do members mean the same by a token, so only then is the law of
         `mixture` the ensemble's.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from cluster.cli.check import check
@@ -18,13 +18,17 @@ from cluster.cli.check import check
 Check = Callable[..., tuple[int, str]]
 
 
-def make_model(folder: Path, *, extra_token: str = "", chat: bool = True) -> None:
+def make_model(
+    folder: Path, *, extra_token: str = "", chat: bool = True, lowercase: bool = False
+) -> None:
     """A tiny random Llama with a byte-level tokenizer; `extra_token` makes another vocabulary."""
     tokens = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [extra_token] if extra_token else []
     bpe = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, []))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
+    if lowercase:
+        bpe.normalizer = normalizers.Lowercase()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>")
     if chat:
         tokenizer.chat_template = "{{ messages[0]['content'] }}"
@@ -47,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(folder / "a")
     make_model(folder / "b")
     make_model(folder / "c", extra_token="the", chat=False)
+    make_model(folder / "small", extra_token="a", lowercase=True)
     return folder
 
 
@@ -125,6 +130,7 @@ def test_json_says_the_same_as_the_tables(run: Check) -> None:
         (f"{A}, {C}", "members: {a: 1, c: 1}", "members.c: no chat template"),
         (f"{A}, {B}", "members: {a: 1, b: 0}", "members.b: weight 0, so it never speaks"),
         (f"{A}, {B}", "members: {a: 1}", "members.b: no blend uses it"),
+        (f"{A}, small: {{model: ./small}}", "members: {a: 1, small: 1}", "changes text (case"),
         (f"{A}, {C}", "span: 2, members: {a: 1, c: 1}", "word reads better"),
         ("a: {model: ./a, max_context: 999}", "members: {a: 1}", "more than the model's own 256"),
         ("a: {model: ./a, kv_memory: 64KiB}", "members: {a: 1}", "holds 128 tokens, less than"),

@@ -17,7 +17,7 @@ from cluster.models.facts import (
     max_leases,
     memory_need,
     read_facts,
-    read_fingerprint,
+    read_vocabulary,
 )
 
 LLAMA: dict[str, Any] = {
@@ -152,5 +152,5 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, LlamaConfig(**LLAMA))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(Unsupported) as caught:
-        read_fingerprint(tmp_path)
+        read_vocabulary(tmp_path)
     assert caught.value.reason == "TOKENIZER_UNUSABLE"
