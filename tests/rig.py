@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -11,10 +11,11 @@ import grpc
 from cluster.members.build import build_replica
 from cluster.members.direct import DirectMember
 from cluster.members.exchange import ExchangePool
+from cluster.members.replica import Replica
 from cluster.members.server import MemberServer
 from cluster.router.core import Router
 from cluster.router.edge import Edge
-from cluster.spec import ClusterSpec, parse_spec
+from cluster.spec import ClusterSpec, MemberSpec, parse_spec
 from cuvee.v1 import blend_pb2_grpc, generation_pb2_grpc
 
 SPEC = """
@@ -62,15 +63,17 @@ class Rig:
 
 
 @asynccontextmanager
-async def running(text: str = SPEC, num_replicas: int = 1) -> AsyncIterator[Rig]:
+async def running(
+    text: str = SPEC,
+    num_replicas: int = 1,
+    build: Callable[[str, MemberSpec], Awaitable[Replica]] = build_replica,
+) -> AsyncIterator[Rig]:
     """Start everything on loopback; stop everything."""
     spec = parse_spec(text)
     exchanges = ExchangePool()
     servers: dict[str, list[MemberServer]] = {}
     for name, member in spec.members.items():
-        servers[name] = [
-            MemberServer(await build_replica(name, member)) for _ in range(num_replicas)
-        ]
+        servers[name] = [MemberServer(await build(name, member)) for _ in range(num_replicas)]
         for server in servers[name]:
             await server.start("127.0.0.1")
     members = {name: DirectMember(name, group, exchanges) for name, group in servers.items()}

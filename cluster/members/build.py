@@ -37,6 +37,7 @@ async def build_replica(name: str, spec: MemberSpec) -> Replica:
 
 def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
     folder = resolve(spec.model, spec.revision, download=True)
+    text = MemberText.load(folder)
     device = _device(spec)
     kv_memory_bytes = spec.kv_memory_bytes
     free_bytes = free_memory_bytes(device)
@@ -55,8 +56,9 @@ def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
         kv_memory_bytes=kv_memory_bytes,
         max_context=spec.max_context,
         num_threads=max(1, round(spec.resources.num_cpus)),
+        num_ids=text.vocabulary.size,
     )
-    return engine, MemberText.load(folder, engine.vocab_size)
+    return engine, text
 
 
 def _device(spec: MemberSpec) -> str:

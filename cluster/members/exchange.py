@@ -89,6 +89,8 @@ class Exchange:
         self._running.cancel()
         with suppress(asyncio.CancelledError):
             await self._running
+        self._lose("the router left")  # again, since a task cancelled at once has never run
+        await self._channel.close()
 
     async def _run(self) -> None:
         """Write, read and ping until one of them ends; then the replica counts as lost."""

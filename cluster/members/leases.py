@@ -7,6 +7,7 @@ import hmac
 import secrets
 from dataclasses import dataclass, field
 
+from cluster.errors import ReplicaLost
 from cluster.members.base import MemberInfo
 from cluster.members.replica import ReplicaSequence
 
@@ -29,6 +30,11 @@ class HeldLease:
     secret: bytes
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     sequences: set[ReplicaSequence] = field(default_factory=set)
+
+
+def not_live() -> ReplicaLost:
+    """Why a sequence cannot be opened, or go on."""
+    return ReplicaLost("LEASE_NOT_LIVE", "the lease is not live")
 
 
 class LeaseTable:
@@ -57,6 +63,6 @@ class LeaseTable:
         """End a lease and forget its sequences; ending it again does nothing."""
         self._live.pop(lease.id, None)
         for sequence in tuple(lease.sequences):
-            sequence.close()
+            sequence.lose(not_live())
         lease.sequences.clear()
         lease.ended.set()

@@ -9,7 +9,9 @@ the same.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from cluster.engine.types import (
@@ -25,6 +27,7 @@ from cluster.errors import CuveeError, InternalError, InvalidRequest
 from cluster.members.base import (
     Draw,
     Emit,
+    Event,
     Failed,
     Form,
     MemberInfo,
@@ -41,6 +44,8 @@ from cluster.members.judge import RunJudge
 from cluster.randomness import Purpose
 from cluster.text.borders import Border
 from cluster.text.member import MemberText
+
+_log = logging.getLogger(__name__)
 
 _TAIL_BYTES = 320  # enough bytes for the characters a border can depend on
 
@@ -95,6 +100,10 @@ class Replica:
         if self._sequences.pop(sequence, None) is not None:
             self.engine.close(sequence)
 
+    def holds(self, sequence: int) -> bool:
+        """Whether the sequence is open."""
+        return sequence in self._sequences
+
     @property
     def is_alive(self) -> bool:
         """Whether the engine's thread runs."""
@@ -139,6 +148,7 @@ class ReplicaSequence:
         self._prefilling = False
         self._step: Step | None = None  # held until the prompt is rendered and prefilled
         self._opening: asyncio.Task[None] | None = None
+        self._is_owed = True  # the router waits for the opening, or for a step's end
 
     # -- the router's calls ---------------------------------------------------------------------
 
@@ -148,6 +158,7 @@ class ReplicaSequence:
 
     def step(self, step: Step) -> None:
         """Begin a step, or hold it until the prompt is ready."""
+        self._is_owed = True
         if not self._is_ready or self._prefilling:
             self._step = step
         else:
@@ -157,7 +168,7 @@ class ReplicaSequence:
         """End the running step soon."""
         if self._step is not None:
             self._step = None
-            self._emit(StepEvent([], RunEnd.CANCELLED))
+            self._tell(StepEvent([], RunEnd.CANCELLED))
         else:
             self._replica.engine.cancel(self.id)
 
@@ -167,24 +178,29 @@ class ReplicaSequence:
             self._opening.cancel()
         self._replica.forget(self.id)
 
+    def lose(self, error: CuveeError) -> None:
+        """Close the sequence from this side; the router hears of it if it waits for something."""
+        self.close()
+        if self._is_owed:
+            self._tell(Failed(error))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed, from either side."""
+        return self._replica.holds(self.id)
+
     # -- opening --------------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        try:
+        with self._failing("PROMPT_FAILED"):
             ids = await asyncio.to_thread(self._render, self._start.prompt)
-        except CuveeError as error:
-            self._emit(Failed(error))
-            return
-        except Exception as error:
-            self._emit(Failed(InternalError("PROMPT_FAILED", f"{type(error).__name__}: {error}")))
-            return
-        self._prompt_ids, self._is_ready = ids, True
-        self._emit(Opened(len(ids)))
-        if self._step is not None:
-            self._take_held_step()
-        elif self._start.prefill:
-            self._prefilling = self._submitted = True
-            self._replica.engine.submit(Work(self.id, 0, ids, Prefill()))
+            self._prompt_ids, self._is_ready = ids, True
+            self._tell(Opened(len(ids)))
+            if self._step is not None:
+                self._take_held_step()
+            elif self._start.prefill:
+                self._replica.engine.submit(Work(self.id, 0, ids, Prefill()))
+                self._prefilling = self._submitted = True
 
     def _render(self, prompt: Prompt) -> list[int]:
         ids = self._replica.text.render(prompt.text, prompt.messages)
@@ -206,10 +222,19 @@ class ReplicaSequence:
     # -- steps ----------------------------------------------------------------------------------
 
     def _run(self, step: Step) -> None:
-        try:
+        with self._failing("STEP_FAILED"):
             self._replica.engine.submit(self._work(step))
+
+    @contextmanager
+    def _failing(self, reason: str) -> Iterator[None]:
+        """What goes wrong in here fails this sequence, and neither the others nor their stream."""
+        try:
+            yield
         except CuveeError as error:
-            self._emit(Failed(error))
+            self._tell(Failed(error))
+        except Exception as error:
+            _log.exception("a sequence failed")
+            self._tell(Failed(InternalError(reason, f"{type(error).__name__}: {error}")))
 
     def _work(self, step: Step) -> Work:
         is_text = self._start.form is Form.TEXT
@@ -249,12 +274,8 @@ class ReplicaSequence:
         self._canonical_ids[keep:] = tail
         for token in step.token_ids:
             self._reply += self._replica.text.token_bytes[token]
-        # What the member sampled itself is often canonical already: then its cache stands.
-        new = [*self._canonical_ids[keep:], *step.token_ids]
-        while keep < len(self._ids) and new and self._ids[keep] == new[0]:
-            keep += 1
-            del new[0]
-        self._ids[keep:] = new
+        # What the member sampled itself is often canonical already: the engine finds that out.
+        self._ids[keep:] = [*self._canonical_ids[keep:], *step.token_ids]
         return keep
 
     def _sample(self, draw: Draw, step: Step) -> Sample:
@@ -296,7 +317,7 @@ class ReplicaSequence:
     def on_output(self, output: Output) -> None:
         """Pass on what one forward pass gave; called on the event loop."""
         if output.end is WorkEnd.FAILED:
-            self._emit(Failed(InternalError("ENGINE_FAILED", output.error)))
+            self._tell(Failed(InternalError("ENGINE_FAILED", output.error)))
             return
         event = StepEvent(
             [self._token(token) for token in output.tokens],
@@ -307,7 +328,7 @@ class ReplicaSequence:
         )
         if self._prefilling:
             self._prefilling = output.end is None
-            self._emit(event)
+            self._tell(event)
             if not self._prefilling:
                 self._take_held_step()
             return
@@ -316,7 +337,7 @@ class ReplicaSequence:
         if output.end is not None:
             event.end = self._run_end(output.end)
             self._judge = None
-        self._emit(event)
+        self._tell(event)
 
     def _keep(self, tokens: list[TokenOutput]) -> None:
         for token in tokens:
@@ -332,6 +353,11 @@ class ReplicaSequence:
             return RunEnd.COMPLETE
         assert self._judge.end is not None, "the engine stopped a run that its judge did not"
         return self._judge.end
+
+    def _tell(self, event: Event) -> None:
+        if not isinstance(event, StepEvent) or event.end is not None:
+            self._is_owed = self._step is not None
+        self._emit(event)
 
     def _token(self, token: TokenOutput) -> StepToken:
         spelled = self._replica.text.token_bytes

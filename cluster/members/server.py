@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import grpc
 
-from cluster.errors import ReplicaLost
+from cluster.errors import CuveeError
 from cluster.members import wire
 from cluster.members.base import Event, Failed
-from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable
+from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
 from cluster.members.replica import Replica, ReplicaSequence
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
@@ -125,8 +125,7 @@ class _Stream:
         for opening in request.opens:
             self._open(opening)
         for step in request.steps:
-            if sequence := self._sequences.get(step.sequence):
-                sequence.step(wire.step_from_proto(step))
+            self._step(step)
         for number in request.cancels:
             if sequence := self._sequences.get(number):
                 sequence.cancel()
@@ -141,14 +140,29 @@ class _Stream:
         number = opening.sequence
         lease = self._server.leases.find(opening.lease_id, opening.lease_secret)
         if lease is None:
-            self._emit(number, Failed(ReplicaLost("LEASE_NOT_LIVE", "the lease is not live")))
+            self._emit(number, Failed(not_live()))
+            return
+        try:
+            start = wire.start_from_proto(opening)
+        except CuveeError as error:
+            self._emit(number, Failed(error))
             return
         self.leases = {held for held in self.leases if not held.ended.is_set()} | {lease}
-        sequence = self._server.replica.open(
-            wire.start_from_proto(opening), lambda event: self._emit(number, event)
-        )
+        sequence = self._server.replica.open(start, lambda event: self._emit(number, event))
         lease.sequences.add(sequence)
         self._sequences[number] = sequence
+
+    def _step(self, message: pb.Step) -> None:
+        sequence = self._sequences.get(message.sequence)
+        if sequence is None or not sequence.is_open:  # its lease has ended on this side
+            self._emit(message.sequence, Failed(not_live()))
+            return
+        try:
+            step = wire.step_from_proto(message)
+        except CuveeError as error:
+            self._emit(message.sequence, Failed(error))
+            return
+        sequence.step(step)
 
     def _emit(self, number: int, event: Event) -> None:
         wire.add_event(self._waiting, number, event)

@@ -160,10 +160,13 @@ def step_from_proto(message: pb.Step) -> Step:
         want = ScoreText(message.score.text)
     else:
         draw = message.draw
+        border = _BORDERS_BACK.get(draw.border)
+        if border is None:
+            raise InternalError("UNKNOWN_BORDER", f"span unit {draw.border} is not a border")
         want = Draw(
             position=draw.position,
             max_tokens=draw.max_tokens,
-            border=_BORDERS_BACK[draw.border],
+            border=border,
             share=(draw.share_begin, draw.share_end) if draw.border else (0.0, 1.0),
             begins_span=draw.begins_span,
             retake=draw.retake,

@@ -14,29 +14,26 @@ from cluster.text.vocabulary import Vocabulary
 class MemberText:
     """A tokenizer with what is derived from it once."""
 
-    def __init__(self, tokenizer: Any, end_ids: tuple[int, ...], num_model_ids: int) -> None:
+    def __init__(self, tokenizer: Any, end_ids: int | Sequence[int] | None = None) -> None:
+        """`end_ids` end a turn besides the tokenizer's own."""
         self.vocabulary = Vocabulary.load(tokenizer)
         self.canonical = Canonical(tokenizer, self.vocabulary)
-        # Embeddings are often padded; an id that no token has spells nothing.
-        spelled = list(self.vocabulary.token_bytes)
-        self.token_bytes: Sequence[bytes] = spelled + [b""] * (num_model_ids - len(spelled))
-        self.end_ids = end_ids
+        self.token_bytes = self.vocabulary.token_bytes
+        self.end_ids = self.vocabulary.end_ids(end_ids)
         self.has_chat_template = bool(tokenizer.chat_template)
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, folder: Path, num_model_ids: int) -> MemberText:
+    def load(cls, folder: Path) -> MemberText:
         """Read a model folder's tokenizer and the ids that end a turn."""
         from transformers import AutoTokenizer, GenerationConfig
 
         tokenizer = AutoTokenizer.from_pretrained(folder)
         try:
-            given = GenerationConfig.from_pretrained(folder).eos_token_id
+            end_ids = GenerationConfig.from_pretrained(folder).eos_token_id
         except OSError:  # no generation_config.json
-            given = None
-        ends = given if isinstance(given, list) else [given]
-        ids = {id for id in [*ends, tokenizer.eos_token_id] if id is not None}
-        return cls(tokenizer, tuple(sorted(ids)), num_model_ids)
+            end_ids = None
+        return cls(tokenizer, end_ids)
 
     def render(self, text: str | None, messages: Sequence[Message] | None) -> list[int]:
         """The prompt in this member's own tokens."""

@@ -1,0 +1,240 @@
+"""Whatever router and replica say to each other arrives as it was said."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cluster.errors
+from cluster.engine.types import SamplingParams
+from cluster.errors import (
+    CuveeError,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ReplicaLost,
+    SpecError,
+    Unavailable,
+    Unsupported,
+)
+from cluster.members import wire
+from cluster.members.base import (
+    Draw,
+    Failed,
+    Form,
+    Opened,
+    Prompt,
+    RunEnd,
+    ScoreText,
+    SequenceStart,
+    Step,
+    StepEvent,
+    StepToken,
+    TopCandidate,
+)
+from cluster.text.borders import Border
+from cluster.text.chat import ROLES, Message
+from cuvee.v1 import generation_pb2 as pb_gen
+from cuvee.v1 import member_pb2 as pb
+
+SEQUENCE = 7
+ARRIVES_AS = {
+    InvalidRequest: InvalidRequest,
+    SpecError: InvalidRequest,
+    Unsupported: Unsupported,
+    Overloaded: Overloaded,
+    ReplicaLost: ReplicaLost,
+    InternalError: InternalError,
+    NotFound: InternalError,  # from here on: nothing that a replica could mean for the client
+    Unavailable: InternalError,
+    DeadlineExceeded: InternalError,
+    CuveeError: InternalError,
+}
+
+small = st.integers(0, 2**32 - 1)
+large = st.integers(0, 2**64 - 1)
+numbers = st.floats(allow_nan=False)
+texts = st.text()
+prompts = st.one_of(
+    st.builds(Prompt, text=texts),
+    st.builds(
+        Prompt,
+        messages=st.lists(st.builds(Message, st.sampled_from(ROLES), texts)).map(tuple),
+    ),
+)
+starts = st.builds(
+    SequenceStart,
+    prompt=prompts,
+    form=st.sampled_from(Form),
+    sampling=st.builds(SamplingParams, numbers, small, numbers, numbers),
+    seed=large,
+    end_allowed_from=small,
+    num_top=small,
+    prefill=st.booleans(),
+    max_prompt_tokens=small,
+)
+draws = st.builds(
+    Draw,
+    position=small,
+    max_tokens=small,
+    border=st.sampled_from([border for border in Border if border is not Border.NONE]),
+    share=st.tuples(numbers, numbers),
+    begins_span=st.booleans(),
+    retake=st.booleans(),
+    whole_characters=st.booleans(),
+)
+unbordered = st.builds(
+    Draw,
+    small,
+    small,
+    begins_span=st.booleans(),
+    retake=st.booleans(),
+    whole_characters=st.booleans(),
+)
+steps = st.builds(
+    Step,
+    base=small,
+    want=st.one_of(draws, unbordered, st.builds(ScoreText, texts)),
+    text=st.binary(),
+    token_ids=st.lists(small).map(tuple),
+)
+candidates = st.builds(TopCandidate, small, st.binary(), numbers)
+tokens = st.builds(StepToken, small, st.binary(), numbers, st.lists(candidates).map(tuple))
+events = st.builds(
+    StepEvent, st.lists(tokens), st.sampled_from([None, *RunEnd]), small, small, small
+)
+
+
+def sent(message: Any) -> Any:
+    """The message after its way over the wire."""
+    return type(message).FromString(message.SerializeToString())
+
+
+def start_over_the_wire(start: SequenceStart) -> SequenceStart:
+    return wire.start_from_proto(sent(wire.start_to_proto(start, SEQUENCE, "lease", b"secret")))
+
+
+def step_over_the_wire(step: Step) -> Step:
+    return wire.step_from_proto(sent(wire.step_to_proto(step, SEQUENCE)))
+
+
+def response_of(event: Any) -> Any:
+    response = pb.ExchangeResponse()
+    wire.add_event(response, SEQUENCE, event)
+    return sent(response)
+
+
+def error_over_the_wire(error: CuveeError) -> CuveeError:
+    (failed,) = response_of(Failed(error)).failed
+    assert failed.sequence == SEQUENCE
+    return wire.failed_from_proto(failed).error
+
+
+def make_error(kind: type[CuveeError]) -> CuveeError:
+    given: dict[str, Any] = {"reason": "THE_REASON", "message": "what happened"}
+    parameters = inspect.signature(kind).parameters
+    if "field" in parameters:
+        given["field"] = "the.field"
+    if "retry_delay_s" in parameters:
+        given["retry_delay_s"] = 1.0
+    return kind(**given)
+
+
+@given(starts)
+def test_the_beginning_of_a_sequence_arrives(start: SequenceStart) -> None:
+    assert start_over_the_wire(start) == start
+
+
+@given(steps)
+def test_a_step_arrives(step: Step) -> None:
+    assert step_over_the_wire(step) == step
+
+
+@given(st.lists(events, max_size=3))
+def test_events_arrive_in_order(given_events: list[StepEvent]) -> None:
+    response = pb.ExchangeResponse()
+    for number, event in enumerate(given_events):
+        wire.add_event(response, number, event)
+    arrived = sent(response).events
+    assert [message.sequence for message in arrived] == list(range(len(given_events)))
+    assert [wire.step_event_from_proto(message) for message in arrived] == given_events
+
+
+def test_an_opening_arrives_with_its_sequence_and_lease() -> None:
+    (opened,) = response_of(Opened(9)).opened
+    assert (opened.sequence, opened.prompt_tokens) == (SEQUENCE, 9)
+    start = SequenceStart(Prompt("a"), Form.TEXT, SamplingParams(), 1)
+    message = sent(wire.start_to_proto(start, SEQUENCE, "lease", b"secret"))
+    assert (message.sequence, message.lease_id, message.lease_secret) == (
+        SEQUENCE,
+        "lease",
+        b"secret",
+    )
+
+
+@pytest.mark.parametrize("form", Form)
+def test_every_form_has_a_wire_form(form: Form) -> None:
+    start = SequenceStart(Prompt("a"), form, SamplingParams(), 1)
+    assert start_over_the_wire(start).form is form
+
+
+@pytest.mark.parametrize("border", Border)
+def test_every_border_has_a_wire_form(border: Border) -> None:
+    want = step_over_the_wire(Step(0, Draw(0, 1, border))).want
+    assert isinstance(want, Draw)
+    assert want.border is border
+
+
+@pytest.mark.parametrize("end", [None, *RunEnd])
+def test_every_end_of_a_run_has_a_wire_form(end: RunEnd | None) -> None:
+    (event,) = response_of(StepEvent([], end)).events
+    assert wire.step_event_from_proto(event).end is end
+
+
+def test_the_wire_has_no_end_or_form_without_a_meaning() -> None:
+    for value in pb.RunEnd.values():
+        wire.step_event_from_proto(pb.StepEvent(end=value))
+    for form in set(pb.ExchangeForm.values()) - {pb.EXCHANGE_FORM_UNSPECIFIED}:
+        wire.start_from_proto(pb.OpenSequence(form=form))
+    named = {wire.chat_to_proto((Message(role, ""),)).messages[0].role for role in ROLES}
+    assert named == set(pb_gen.Role.values()) - {pb_gen.ROLE_UNSPECIFIED}
+
+
+def test_what_is_not_known_is_refused() -> None:
+    with pytest.raises(InternalError, match="exchange form"):
+        wire.start_from_proto(pb.OpenSequence())
+    message = pb.OpenSequence(form=pb.EXCHANGE_FORM_TEXT)
+    message.chat.messages.add(content="no role")
+    with pytest.raises(InvalidRequest) as caught:
+        wire.start_from_proto(message)
+    assert caught.value.field == "chat.messages[0].role"
+    step = pb.Step()
+    step.draw.border = pb_gen.SPAN_UNIT_RESPONSE
+    with pytest.raises(InternalError, match="border"):
+        wire.step_from_proto(step)
+
+
+def all_errors() -> list[type[CuveeError]]:
+    kinds = [kind for kind in vars(cluster.errors).values() if inspect.isclass(kind)]
+    return [kind for kind in kinds if issubclass(kind, CuveeError)]
+
+
+@pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
+def test_every_error_arrives_as_what_it_is_decided_to_be(kind: type[CuveeError]) -> None:
+    error = make_error(kind)
+    arrived = error_over_the_wire(error)
+    assert type(arrived) is ARRIVES_AS[kind]
+    assert (arrived.reason, arrived.message) == (error.reason, error.message)
+    if isinstance(arrived, InvalidRequest | Unsupported):
+        assert arrived.field == error.field
+
+
+def test_every_kind_of_error_on_the_wire_is_some_error() -> None:
+    kinds = {response_of(Failed(make_error(kind))).failed[0].kind for kind in all_errors()}
+    assert kinds == set(pb.ErrorKind.values())
