@@ -1,8 +1,8 @@
 """A model that knows a few texts by heart and says them on, in its own tokenizer's tokens.
 
 It hears what its replica made of the transcript. If that is not the beginning of the text, byte for
-byte, it says so (`misheard`) and draws a mark that no text has: so a stream is right if and only if
-every member was told exactly what was said before.
+byte, it draws a mark that no text has, and ends: so a stream is right if and only if every member
+was told exactly what was said before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ class Parrot:
     """Finds likeliest what goes on with the text that belongs to the prompt."""
 
     def __init__(self, member: MemberText, texts: Mapping[str, str]) -> None:
-        self.misheard: list[bytes] = []
         self._member = member
         self._texts = [
             (member.render(prompt, None), text.encode()) for prompt, text in texts.items()
@@ -29,11 +28,10 @@ class Parrot:
     def __call__(self, ids: Sequence[int]) -> int:
         prompt, text = next(pair for pair in self._texts if list(ids[: len(pair[0])]) == pair[0])
         heard = b"".join(self._member.token_bytes[i] for i in ids[len(prompt) :])
-        if not text.startswith(heard):
-            self.misheard.append(heard)
-            return self._byte_ids[MARK]
-        if heard == text:
+        if heard == text or heard.endswith(MARK):
             return self._member.end_ids[0]
+        if not text.startswith(heard):
+            return self._byte_ids[MARK]
         return self._next(text, len(heard))
 
     def _next(self, text: bytes, num_heard: int) -> int:
