@@ -107,7 +107,7 @@ def _check_models(spec: ClusterSpec) -> None:
             error.field = f"members.{name}.model"
             raise
     for name, blend in spec.blends.items():
-        if blend.exact and all(member in folders for member in blend.members):
+        if blend.needs_one_vocabulary and all(member in folders for member in blend.members):
             try:
                 found = {m: read_vocabulary(folders[m]).fingerprint for m in blend.members}
                 blend.check_vocabularies(name, found)

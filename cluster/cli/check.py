@@ -23,7 +23,7 @@ from cluster.cli.output import (
 from cluster.errors import SpecError
 from cluster.models.machine import free_memory_bytes, num_cpus
 from cluster.models.reference import ModelKind
-from cluster.spec import load_spec
+from cluster.spec import EnsembleSpec, MixtureSpec, load_spec
 
 
 def check(file: Path, as_json: bool, console: Console) -> int:
@@ -167,15 +167,20 @@ def _range(low: float, high: float) -> str:
 def _print_blend(console: Console, blend: BlendReport, *, is_default: bool) -> None:
     spec = blend.spec
     heading = Text.assemble((blend.name, "bold"), " (default)" if is_default else "")
-    heading.append(f"  {spec.method}, span {_span_words(blend)}", "")
+    heading.append(f"  {_method_words(blend)}")
     heading.append(f"  revision {blend.revision}", "dim")
     print_line(console, heading)
     if spec.description:
         print_line(console, f"  {spec.description}")
-    width = max(map(len, spec.weights))
+    width = max(map(len, spec.members))
     for name, share in spec.weights.items():
         bar = "█" * round(share * 30)
         print_line(console, Text.assemble(f"  {name:<{width}}  {share:>6.1%}  ", (bar, "cyan")))
+    for name, role in spec.roles.items():
+        print_line(console, f"  {name:<{width}}  {role}")
+    if spec.parameters:
+        numbers = ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items())
+        print_line(console, f"  {numbers}")
     print_line(console, f"  {_exchange_words(blend)}")
     chosen = spec.sampling.model_dump(exclude_unset=True)
     if chosen:
@@ -184,9 +189,14 @@ def _print_blend(console: Console, blend: BlendReport, *, is_default: bool) -> N
     print_line(console)
 
 
-def _span_words(blend: BlendReport) -> str:
+def _method_words(blend: BlendReport) -> str:
+    spec = blend.spec
+    if isinstance(spec, EnsembleSpec):
+        return f"{spec.method}, {spec.rule}, {'exact' if spec.exact else 'of likeliest tokens'}"
+    if not isinstance(spec, MixtureSpec):
+        return spec.method
     words = f"{blend.span} tokens" if isinstance(blend.span, int) else str(blend.span)
-    return f"{words} (by default)" if blend.spec.span is None else words
+    return f"{spec.method}, span {words}{' (by default)' if spec.span is None else ''}"
 
 
 def _exchange_words(blend: BlendReport) -> str:
@@ -237,6 +247,8 @@ def _blend_mapping(blend: BlendReport) -> dict[str, Any]:
         "span": blend.span,
         "revision": blend.revision,
         "weights": dict(blend.spec.weights),
+        "roles": dict(blend.spec.roles),
+        "parameters": blend.spec.parameters,
         "one_vocabulary": len(blend.vocabularies) == 1,
         "sampling": blend.spec.sampling.model_dump(mode="json"),
         "description": blend.spec.description,

@@ -10,14 +10,16 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cluster.engine.base import Runner
 from cluster.engine.inbox import Inbox
 from cluster.engine.job import Job
 from cluster.engine.loading import find_device, load_runner
-from cluster.engine.passes import run_pass
+from cluster.engine.passes import Found, run_pass
 from cluster.engine.pool import PagePool
 from cluster.engine.prefixes import num_common
+from cluster.engine.rank import rank
 from cluster.engine.sampler import NO_TOKEN
 from cluster.engine.schedule import Plan, Scheduler
 from cluster.engine.thread import EngineThread
@@ -25,6 +27,7 @@ from cluster.engine.types import (
     EngineCounts,
     EngineLoad,
     Output,
+    Rank,
     Sample,
     TokenOutput,
     Work,
@@ -59,6 +62,7 @@ class Engine:
         self._scheduler = Scheduler(runner, self._pool, self.counts, max_batch_tokens)
         self._inbox = Inbox(self.vocab_size)
         self._jobs: dict[int, Job] = {}  # by sequence, in order of arrival
+        self._rows: dict[int, Tensor] = {}  # logits after a sequence's last id, if it was ranked
         self._num_begun = 0
         self._num_steps = 0
         self._num_riding = 0
@@ -114,12 +118,12 @@ class Engine:
         outputs += [self._end_without_room(job) for job in plan.hopeless]
         try:
             jobs = [self._jobs[chunk.sequence] for chunk in plan.chunks]
-            tokens = run_pass(self._runner, plan, jobs, self.vocab_size)
+            found = run_pass(self._runner, plan, jobs, self.vocab_size)
         except Exception as error:
             _log.exception("a forward pass failed")
             outputs += self._give_up(plan, f"{type(error).__name__}: {error}")
         else:
-            outputs += self._commit(plan, tokens)
+            outputs += self._commit(plan, found)
         self._num_riding = sum(job.last_step == self._num_steps for job in self._jobs.values())
         return self._inbox.of_open(outputs)
 
@@ -145,6 +149,7 @@ class Engine:
         outputs += [self._end(job, WorkEnd.CANCELLED) for job in cancelled]
         for sequence in requests.closed:
             self._jobs.pop(sequence, None)
+            self._rows.pop(sequence, None)
             if self._pool.holds(sequence):
                 if not self._runner.shares_rows:
                     self._scheduler.forget(sequence)
@@ -158,24 +163,28 @@ class Engine:
             pool.open(sequence)
         cached = pool.cached_ids(sequence)
         num_kept = min(len(cached), work.start) + num_common(cached[work.start :], tokens)
+        row = self._rows.pop(sequence, None)
+        has_news = ids[work.start :] != tokens
         ids[work.start :] = tokens
         self._num_begun += 1
         job = self._jobs[sequence] = Job(sequence, work.want, ids, self._num_begun)
+        if row is not None and isinstance(work.want, Rank) and not has_news:
+            return self._rank(job, row)
         num_kept = min(num_kept, job.first_logit)
         if num_kept < len(ids):
             num_kept = self._runner.truncate(sequence, num_kept, ids[num_kept])
         pool.truncate(sequence, num_kept)
-        if len(ids) + isinstance(work.want, Sample) > self._runner.max_context:
+        if len(ids) + isinstance(work.want, Sample | Rank) > self._runner.max_context:
             return self._end(job, WorkEnd.CONTEXT_FULL)
         if job.end > pool.num_pages * pool.page_size:
             return self._end_without_room(job)
         return self._end(job, WorkEnd.DONE) if job.end == num_kept else None
 
-    def _commit(self, plan: Plan, tokens: list[list[TokenOutput]]) -> list[Output]:
+    def _commit(self, plan: Plan, found: Found) -> list[Output]:
         """The pass went well: its rows are cached now, and its tokens are the sequences'."""
         outputs = []
         self.counts.forward_passes += bool(plan.chunks)
-        for chunk, drawn in zip(plan.chunks, tokens, strict=True):
+        for i, (chunk, drawn) in enumerate(zip(plan.chunks, found.tokens, strict=True)):
             job = self._jobs[chunk.sequence]
             self._pool.commit(chunk.sequence, chunk.ids)
             job.num_passes += 1
@@ -183,6 +192,8 @@ class Engine:
             self.counts.tokens_processed += len(chunk.ids)
             if isinstance(job.want, Sample):
                 outputs += [self._take(job, token) for token in drawn]
+            elif i in found.rows:
+                outputs.append(self._rank(job, found.rows[i]))
             elif chunk.start + len(chunk.ids) < job.end:
                 job.scored += drawn
             else:
@@ -200,6 +211,17 @@ class Engine:
             _log.exception("a judge failed")
             return self._end(job, WorkEnd.FAILED, error=f"{type(error).__name__}: {error}")
         return job.output(kept, None) if end is None else self._end(job, end, kept)
+
+    def _rank(self, job: Job, row: Tensor) -> Output:
+        """Tell what is asked of the row, and keep it: more may be asked."""
+        assert isinstance(job.want, Rank)
+        (distribution,) = rank(row[None], [job.want])
+        if distribution is None:
+            return self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")
+        self._rows[job.sequence] = row
+        output = self._end(job, WorkEnd.DONE)
+        output.distribution = distribution
+        return output
 
     def _end(
         self, job: Job, end: WorkEnd, tokens: list[TokenOutput] | None = None, *, error: str = ""

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 
 from cluster.engine.base import Chunk
 from cluster.engine.sampler import SampleRow
-from cluster.engine.types import Output, Prefill, Sample, Score, TokenOutput, Verdict, Work, WorkEnd
+from cluster.engine.types import (
+    Output,
+    Prefill,
+    Rank,
+    Sample,
+    Score,
+    TokenOutput,
+    Verdict,
+    Work,
+    WorkEnd,
+)
 from cluster.errors import InvalidRequest
 from cluster.randomness import Purpose, key
 
@@ -17,7 +27,7 @@ class Job:
     """One work, from its first step to its end."""
 
     sequence: int
-    want: Sample | Score | Prefill
+    want: Sample | Score | Rank | Prefill
     ids: list[int]  # the sequence's, grows as tokens are drawn
     number: int  # by arrival
     last_step: int = 0  # in which it last rode
@@ -38,7 +48,7 @@ class Job:
     def first_logit(self) -> int:
         """The first position whose logits are wanted, so the cache may not cover it yet."""
         match self.want:
-            case Sample():
+            case Sample() | Rank():
                 return len(self.ids) - 1
             case Score(num_targets=num_targets):
                 return len(self.ids) - 1 - num_targets + len(self.scored)
@@ -70,9 +80,9 @@ class Job:
             tokens,
             end,
             error,
-            self.num_passes,
-            self.num_processed,
-            self.num_cached,
+            num_passes=self.num_passes,
+            num_processed=self.num_processed,
+            num_cached=self.num_cached,
         )
         self.num_passes = self.num_processed = self.num_cached = 0
         return output
@@ -100,10 +110,12 @@ def check_work(work: Work, num_ids: int, vocab_size: int) -> None:
     _check_ids(work.tokens, vocab_size, "tokens")
     num_after = work.start + len(work.tokens)
     match work.want:
-        case Sample(banned=banned):
+        case Sample(banned=banned) | Rank(banned=banned):
             _check_ids(banned, vocab_size, "banned")
+            if isinstance(work.want, Rank):
+                _check_ids(work.want.ids, vocab_size, "ids")
             if num_after == 0:
-                message = "an empty sequence: there must be a token to sample after"
+                message = "an empty sequence: there must be a token to go on from"
                 raise InvalidRequest("WORK_TOKENS", message, field="tokens")
         case Score(num_targets=num_targets):
             if not 1 <= num_targets < num_after:
@@ -116,6 +128,6 @@ def check_work(work: Work, num_ids: int, vocab_size: int) -> None:
 
 
 def _check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
-    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+    if len(ids) and not (min(ids) >= 0 and max(ids) < vocab_size):
         message = f"token ids must be in 0 to {vocab_size - 1}"
         raise InvalidRequest("TOKEN_ID", message, field=name)

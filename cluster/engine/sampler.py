@@ -48,18 +48,24 @@ class SampleRow:
     num_top: int = 0  # how many of the model's best candidates to report
 
 
-def warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Probabilities [B, V] in id order under each row's law; NaN where the best is not finite."""
+def log_warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Log-probabilities [B, V] in id order under each row's law; NaN where none is finite."""
     scaled, best = _scale(logits.float(), params)
     cutoff, short = _cutoffs(scaled, params, NUM_CANDIDATES)
     if short is not None and bool(short.any()):
         cutoff, _ = _cutoffs(scaled, params, scaled.shape[1])
-    probs = torch.softmax(_cut(scaled, cutoff), dim=-1)
+    logprobs = torch.log_softmax(_cut(scaled, cutoff), dim=-1)
     if greedy := _greedy_rows(params):
         index = _on_device(greedy, torch.int64, logits.device)
         one_hot = torch.nn.functional.one_hot(best[index], logits.shape[1])
-        probs.index_copy_(0, index, one_hot + 0.0 * probs[index])  # NaN stays NaN
-    return probs
+        failed = logprobs[index].isnan().any(dim=-1, keepdim=True)
+        logprobs.index_copy_(0, index, one_hot.float().log().masked_fill(failed, math.nan))
+    return logprobs
+
+
+def warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Probabilities [B, V] in id order under each row's law; NaN where no logit is finite."""
+    return log_warp(logits, params).exp()
 
 
 def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[TokenOutput]:
@@ -113,7 +119,7 @@ def _sample(
     model = logits.float()
     raw = torch.log_softmax(model, dim=-1)
     params = [row.params for row in rows]
-    scaled, best = _scale(_ban(model, rows), params)
+    scaled, best = _scale(ban(model, [row.banned for row in rows]), params)
     token, short = best, None
     if any(p.temperature > 0 for p in params):
         cutoff, short = _cutoffs(scaled, params, num_candidates)
@@ -226,8 +232,9 @@ def _best(raw: Tensor, num: int) -> tuple[Tensor, Tensor]:
     return best, raw.gather(1, best)
 
 
-def _ban(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    pairs = [(i, token) for i, row in enumerate(rows) for token in row.banned]
+def ban(logits: Tensor, banned: Sequence[tuple[int, ...]]) -> Tensor:
+    """Each row without its banned ids."""
+    pairs = [(i, token) for i, tokens in enumerate(banned) for token in tokens]
     if not pairs:
         return logits
     where = _on_device(pairs, torch.int64, logits.device)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from cluster.distribution import Distribution
 from cluster.randomness import Purpose
 
 
@@ -63,6 +64,16 @@ class Score:
 
 
 @dataclass(slots=True)
+class Rank:
+    """Tell the distribution of the next token. Asked again without news, it takes no pass."""
+
+    params: SamplingParams | None  # None: the model's own, before temperature and truncation
+    num_top: int = 0  # how many likeliest ids to tell; 0: all
+    ids: Sequence[int] = ()  # tell these too
+    banned: tuple[int, ...] = ()  # ids that have no part in it
+
+
+@dataclass(slots=True)
 class Prefill:
     """Only bring the cache up to date with the tokens."""
 
@@ -74,7 +85,7 @@ class Work:
     sequence: int
     start: int
     tokens: Sequence[int]
-    want: Sample | Score | Prefill
+    want: Sample | Score | Rank | Prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,7 @@ class Output:
     tokens: list[TokenOutput] = field(default_factory=list)
     end: WorkEnd | None = None
     error: str = ""  # for FAILED
+    distribution: Distribution | None = None  # for Rank
     num_passes: int = 0  # forward passes this sequence took part in since its last output
     num_processed: int = 0  # tokens fed through the model since its last output
     num_cached: int = (

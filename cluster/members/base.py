@@ -6,11 +6,12 @@ next. It is complete: a fresh replica that gets the whole transcript as the delt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from cluster.distribution import Distribution
 from cluster.engine.types import SamplingParams
 from cluster.errors import CuveeError
 from cluster.text.borders import Border
@@ -36,6 +37,14 @@ class Prompt:
 
     text: str | None = None
     messages: tuple[Message, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a member's token ids stand for."""
+
+    bytes: Sequence[bytes]  # by id; control tokens are no text
+    end_ids: frozenset[int]  # end a turn
 
 
 class Form(Enum):
@@ -85,11 +94,21 @@ class ScoreText:
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    """Tell the distribution of the next token. Asked again without news, it costs no pass."""
+
+    position: int  # the number in the reply of that token
+    num_top: int = 0  # how many likeliest ids to tell; 0: all
+    ids: Sequence[int] = ()  # tell these too
+    is_warped: bool = False  # under the sequence's sampling; else the model's own
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The transcript's news, then what to do."""
 
     base: int  # how much of the known reply stands: tokens, or bytes for Form.TEXT
-    want: Draw | ScoreText
+    want: Draw | ScoreText | Rank
     text: bytes = b""  # Form.TEXT: what follows the base, up to where this run began
     token_ids: tuple[int, ...] = ()  # what follows; for Form.TEXT the member's own since then
 
@@ -139,6 +158,7 @@ class StepEvent:
     num_passes: int = 0
     num_processed: int = 0
     num_cached: int = 0
+    distribution: Distribution | None = None  # the answer to a Rank
 
 
 @dataclass(slots=True)
@@ -173,6 +193,9 @@ class Transport(Protocol):
 
     def open(self, start: SequenceStart, emit: Emit) -> Channel:
         """Begin a sequence; answered by `Opened` or `Failed`."""
+
+    async def tokens(self) -> Tokens:
+        """The member's tokens; raises ReplicaLost."""
 
 
 class Lease(Protocol):

@@ -37,13 +37,14 @@ async def build_replica(name: str, spec: MemberSpec) -> Replica:
 
 def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
     folder = resolve(spec.model, spec.revision, download=True)
+    facts = read_facts(folder)  # first, since it has the clearest words for what cannot be served
     text = MemberText.load(folder)
     device = _device(spec)
     kv_memory_bytes = spec.kv_memory_bytes
     free_bytes = free_memory_bytes(device)
     if kv_memory_bytes is None and free_bytes is not None:
         kv_memory_bytes = default_kv_memory(
-            read_facts(folder),
+            facts,
             spec.dtype,
             device=device,
             free_bytes=free_bytes,

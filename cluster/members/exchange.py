@@ -12,7 +12,7 @@ import grpc
 
 from cluster.errors import ReplicaLost
 from cluster.members import wire
-from cluster.members.base import Emit, Event, Failed, Opened, SequenceStart, Step
+from cluster.members.base import Emit, Event, Failed, Opened, SequenceStart, Step, Tokens
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import (
     LEASE_ID_KEY,
@@ -51,9 +51,8 @@ class Exchange:
             ("grpc.use_local_subchannel_pool", 1),
         ]
         self._channel = grpc.aio.insecure_channel(grant.address, options=options)
-        self._call = member_pb2_grpc.MemberServiceStub(self._channel).Exchange(
-            metadata=((LEASE_ID_KEY, grant.lease_id), (LEASE_SECRET_KEY, grant.secret))
-        )
+        self._stub = member_pb2_grpc.MemberServiceStub(self._channel)
+        self._call = self._stub.Exchange(metadata=_credentials(grant))
         self._numbers = itertools.count(1)
         self._emits: dict[int, Emit] = {}
         self._waiting = pb.ExchangeRequest()
@@ -73,6 +72,17 @@ class Exchange:
             )
             self._is_waiting.set()
         return RemoteSequence(self, number)
+
+    async def tokens(self, grant: LeaseGrant) -> Tokens:
+        """The member's tokens; raises ReplicaLost."""
+        request, metadata = pb.GetVocabularyRequest(), _credentials(grant)
+        try:
+            answer = await self._stub.GetVocabulary(
+                request, metadata=metadata, timeout=SILENCE_LIMIT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _lost(self.address, _reason(error)) from None
+        return wire.tokens_from_proto(answer)
 
     def send(self, fill: Callable[[pb.ExchangeRequest], None]) -> None:
         """Add to the next message."""
@@ -184,6 +194,10 @@ class LeaseTransport:
         """Begin a sequence."""
         return self.pool.exchange(self.grant).open(start, emit, self.grant)
 
+    async def tokens(self) -> Tokens:
+        """The member's tokens; raises ReplicaLost."""
+        return await self.pool.exchange(self.grant).tokens(self.grant)
+
 
 class ExchangePool:
     """The router's exchanges, one per replica."""
@@ -210,6 +224,10 @@ class ExchangePool:
     async def close(self) -> None:
         """Leave all replicas."""
         await asyncio.gather(*(exchange.close() for exchange in self._exchanges.values()))
+
+
+def _credentials(grant: LeaseGrant) -> tuple[tuple[str, str | bytes], ...]:
+    return ((LEASE_ID_KEY, grant.lease_id), (LEASE_SECRET_KEY, grant.secret))
 
 
 def _reason(error: BaseException | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from cluster.engine import types as engine
 from cluster.engine.types import (
     Output,
     Prefill,
@@ -33,11 +34,13 @@ from cluster.members.base import (
     MemberInfo,
     Opened,
     Prompt,
+    Rank,
     RunEnd,
     SequenceStart,
     Step,
     StepEvent,
     StepToken,
+    Tokens,
     TopCandidate,
 )
 from cluster.members.judge import RunJudge
@@ -103,6 +106,11 @@ class Replica:
     def holds(self, sequence: int) -> bool:
         """Whether the sequence is open."""
         return sequence in self._sequences
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the member's token ids stand for."""
+        return Tokens(self.text.token_bytes, frozenset(self.text.end_ids))
 
     @property
     def is_alive(self) -> bool:
@@ -239,8 +247,11 @@ class ReplicaSequence:
     def _work(self, step: Step) -> Work:
         is_text = self._start.form is Form.TEXT
         keep = self._apply_text(step) if is_text else self._apply_ids(step)
+        want: Sample | Score | engine.Rank
         if isinstance(step.want, Draw):
-            want: Sample | Score = self._sample(step.want, step)
+            want = self._sample(step.want, step)
+        elif isinstance(step.want, Rank):
+            want = self._rank(step.want)
         else:
             targets = self._replica.text.canonical.encode(step.want.text)
             self._check_room(targets)
@@ -302,6 +313,15 @@ class ReplicaSequence:
             num_top=self._start.num_top,
         )
 
+    def _rank(self, rank: Rank) -> engine.Rank:
+        is_early = rank.position < self._start.end_allowed_from
+        return engine.Rank(
+            params=self._start.sampling if rank.is_warped else None,
+            num_top=rank.num_top,
+            ids=rank.ids,
+            banned=self._replica.text.end_ids if is_early else (),
+        )
+
     def _check_room(self, targets: list[int]) -> None:
         room = self._replica.info.max_context - len(self._prompt_ids) - len(self._ids)
         if not targets or len(targets) > room:
@@ -325,6 +345,7 @@ class ReplicaSequence:
             output.num_passes,
             output.num_processed,
             output.num_cached,
+            output.distribution,
         )
         if self._prefilling:
             self._prefilling = output.end is None

@@ -25,6 +25,7 @@ from cluster.members.base import (
     Step,
     StepEvent,
     StepToken,
+    Tokens,
 )
 from cluster.members.judge import RunJudge
 from cluster.randomness import Purpose, uniform
@@ -90,6 +91,10 @@ class ScriptedLease:
         if self._is_held:
             self.member.num_leases -= 1
         self._is_held = False
+
+    async def tokens(self) -> Tokens:
+        """All bytes; none ends a turn."""
+        return Tokens(_TOKEN_BYTES, frozenset())
 
     def open(self, start: SequenceStart, emit: Emit) -> ScriptedSequence:
         """Begin a sequence."""

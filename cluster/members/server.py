@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -15,6 +16,9 @@ from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
 from cluster.members.replica import Replica, ReplicaSequence
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
+
+if TYPE_CHECKING:  # at run time the class takes no arguments
+    _Context = grpc.aio.ServicerContext[Any, Any]
 
 LEASE_ID_KEY = "cuvee-lease-id"
 LEASE_SECRET_KEY = "cuvee-lease-secret-bin"
@@ -59,16 +63,10 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
     async def Exchange(  # noqa: N802 (gRPC's name)
         self,
         request_iterator: AsyncIterator[pb.ExchangeRequest],
-        context: grpc.aio.ServicerContext[pb.ExchangeRequest, pb.ExchangeResponse],
+        context: _Context,
     ) -> AsyncIterator[pb.ExchangeResponse]:
         """Carry steps one way and tokens the other until either side leaves."""
-        metadata = dict(context.invocation_metadata() or ())
-        lease_id, secret = metadata.get(LEASE_ID_KEY), metadata.get(LEASE_SECRET_KEY)
-        lease = None
-        if isinstance(lease_id, str) and isinstance(secret, bytes):
-            lease = self.leases.find(lease_id, secret)
-        if lease is None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a live lease")
+        lease = await self._authenticated(context)
         stream = _Stream(self)
         stream.leases.add(lease)
         reader = asyncio.create_task(stream.read(request_iterator))
@@ -80,6 +78,24 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
             with suppress(asyncio.CancelledError, Exception):
                 await reader
             stream.close()
+
+    async def GetVocabulary(  # noqa: N802
+        self, request: pb.GetVocabularyRequest, context: _Context
+    ) -> pb.GetVocabularyResponse:
+        """Tell what the member's token ids stand for."""
+        await self._authenticated(context)
+        return wire.tokens_to_proto(self.replica.tokens)
+
+    async def _authenticated(self, context: _Context) -> HeldLease:
+        """The live lease that the call's metadata names; without one the call ends here."""
+        metadata = dict(context.invocation_metadata() or ())
+        lease_id, secret = metadata.get(LEASE_ID_KEY), metadata.get(LEASE_SECRET_KEY)
+        lease = None
+        if isinstance(lease_id, str) and isinstance(secret, bytes):
+            lease = self.leases.find(lease_id, secret)
+        if lease is None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a live lease")
+        return lease
 
 
 class _Stream:

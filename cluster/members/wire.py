@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from cluster.distribution import Distribution
 from cluster.engine.types import SamplingParams
 from cluster.errors import (
     CuveeError,
@@ -18,12 +23,14 @@ from cluster.members.base import (
     Form,
     Opened,
     Prompt,
+    Rank,
     RunEnd,
     ScoreText,
     SequenceStart,
     Step,
     StepEvent,
     StepToken,
+    Tokens,
     TopCandidate,
 )
 from cluster.text.borders import Border
@@ -58,6 +65,7 @@ _ENDS = {
 }
 _ENDS_BACK = {value: end for end, value in _ENDS.items()}
 _RETRY_DELAY_S = 1.0
+_IDS, _LOGPROBS = np.dtype("<u4"), np.dtype("<f4")
 
 
 def chat_to_proto(messages: tuple[Message, ...]) -> pb_gen.Chat:
@@ -142,6 +150,11 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
     if isinstance(want, ScoreText):
         message.score.text = want.text
         return message
+    if isinstance(want, Rank):
+        message.rank.position, message.rank.num_top = want.position, want.num_top
+        message.rank.ids = np.asarray(want.ids, dtype=_IDS).tobytes()
+        message.rank.is_warped = want.is_warped
+        return message
     message.draw.position = want.position
     message.draw.max_tokens = want.max_tokens
     if want.border is not Border.NONE:  # shares are half of a step's bytes, and for borders only
@@ -155,9 +168,14 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
 
 def step_from_proto(message: pb.Step) -> Step:
     """A step from a message."""
-    want: Draw | ScoreText
-    if message.WhichOneof("want") == "score":
+    want: Draw | ScoreText | Rank
+    kind = message.WhichOneof("want")
+    if kind == "score":
         want = ScoreText(message.score.text)
+    elif kind == "rank":
+        rank = message.rank
+        ids = np.frombuffer(rank.ids, dtype=_IDS).tolist()
+        want = Rank(rank.position, rank.num_top, ids, rank.is_warped)
     else:
         draw = message.draw
         border = _BORDERS_BACK.get(draw.border)
@@ -186,6 +204,7 @@ def add_event(response: pb.ExchangeResponse, sequence: int, event: Event) -> Non
                 num_passes=event.num_passes,
                 num_processed=event.num_processed,
                 num_cached=event.num_cached,
+                distribution=distribution_to_proto(event.distribution),
             )
         )
     elif isinstance(event, Opened):
@@ -204,7 +223,48 @@ def step_event_from_proto(message: pb.StepEvent) -> StepEvent:
         message.num_passes,
         message.num_processed,
         message.num_cached,
+        distribution_from_proto(message.distribution) if message.HasField("distribution") else None,
     )
+
+
+def distribution_to_proto(distribution: Distribution | None) -> pb.Distribution | None:
+    """Ids and log-probabilities as packed arrays; the ids of a whole vocabulary go without saying.
+
+    32-bit floats: a relative error of 6e-8, as the model's own numbers have.
+    """
+    if distribution is None:
+        return None
+    ids = distribution.ids
+    is_whole = len(ids) > 0 and ids[-1] == len(ids) - 1  # ascending and distinct
+    return pb.Distribution(
+        ids=b"" if is_whole else ids.astype(_IDS).tobytes(),
+        logprobs=distribution.logprobs.astype(_LOGPROBS).tobytes(),
+        rest=distribution.rest,
+    )
+
+
+def distribution_from_proto(message: pb.Distribution) -> Distribution:
+    """A distribution from a message."""
+    logprobs = np.frombuffer(message.logprobs, dtype=_LOGPROBS).astype(np.float64)
+    if message.ids:
+        ids = np.frombuffer(message.ids, dtype=_IDS).astype(np.int64)
+    else:
+        ids = np.arange(len(logprobs))
+    return Distribution(ids, logprobs, message.rest)
+
+
+def tokens_to_proto(tokens: Tokens) -> pb.GetVocabularyResponse:
+    """A vocabulary as a message."""
+    return pb.GetVocabularyResponse(
+        data=b"".join(tokens.bytes), lengths=map(len, tokens.bytes), end_ids=sorted(tokens.end_ids)
+    )
+
+
+def tokens_from_proto(message: pb.GetVocabularyResponse) -> Tokens:
+    """A vocabulary from a message."""
+    ends = [0, *accumulate(message.lengths)]
+    spelled = [message.data[begin:end] for begin, end in pairwise(ends)]
+    return Tokens(spelled, frozenset(message.end_ids))
 
 
 def failed_from_proto(message: pb.SequenceFailed) -> Failed:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.errors import Unsupported
 from cluster.models.weights import WeightSizes, weight_sizes
+from cluster.text.member import load_tokenizer
 from cluster.text.vocabulary import Vocabulary
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -88,14 +89,7 @@ def read_facts(folder: Path) -> ModelFacts:
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a model folder's tokenizer; those with equal fingerprints are one."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # each tokenizer checks its files in its own way
-        message = f"the tokenizer in {folder} cannot be used: {error}"
-        raise Unsupported("TOKENIZER_UNUSABLE", message, field="model") from error
-    return Vocabulary.load(tokenizer)
+    return Vocabulary.load(load_tokenizer(folder))
 
 
 def memory_need(facts: ModelFacts, dtype: str, kv_memory_bytes: int) -> MemoryNeed:

@@ -21,6 +21,7 @@ from cluster.router.requests import (
     Stopping,
     Update,
 )
+from cluster.spec import EnsembleSpec
 from cuvee.v1 import blend_pb2 as pb_blend
 from cuvee.v1 import generation_pb2 as pb
 
@@ -108,6 +109,7 @@ def overrides_from_proto(message: pb.BlendOverrides) -> Overrides:
         weights=dict(message.weights) or None,
         span=span_from_proto(message.span) if message.HasField("span") else None,
         member=message.member or None,
+        parameters=dict(message.parameters),
     )
 
 
@@ -145,11 +147,18 @@ def token_to_proto(reply_token: ReplyToken, output: Output) -> pb.Token:
     """One token of a reply as a message."""
     token = reply_token.token
     message = pb.Token(
-        member=reply_token.member, bytes=token.bytes, id=token.id, position=reply_token.position
+        member=reply_token.member,
+        bytes=token.bytes,
+        id=token.id,
+        position=reply_token.position,
+        shares=[pb.MemberShare(member=m, share=share) for m, share in reply_token.shares],
+        truncation_bound=reply_token.bound,
     )
     if output.logprobs or output.num_top_candidates:
         message.logprob = token.logprob
-        message.logprob_kind = pb.LOGPROB_KIND_SAMPLED_MEMBER
+        message.logprob_kind = (
+            pb.LOGPROB_KIND_MIXTURE if reply_token.shares else pb.LOGPROB_KIND_SAMPLED_MEMBER
+        )
         message.top_candidates.extend(
             pb.Candidate(bytes=c.bytes, logprob=c.logprob, id=c.id) for c in token.top
         )
@@ -209,13 +218,14 @@ def blend_to_proto(blend: ServedBlend, max_tokens: int) -> pb_blend.Blend:
         members=[
             pb_blend.BlendMember(
                 name=name,
-                weight=weight,
+                weight=spec.weights.get(name, 0.0),
+                role=spec.roles.get(name, ""),
                 model=blend.infos[name].model,
                 max_context=blend.infos[name].max_context,
                 vocabulary=blend.infos[name].vocabulary,
                 has_chat_template=blend.infos[name].has_chat_template,
             )
-            for name, weight in spec.weights.items()
+            for name in spec.members
         ],
         revision=blend.revision,
         exchange_kind=_FORMS[blend.form],
@@ -226,6 +236,8 @@ def blend_to_proto(blend: ServedBlend, max_tokens: int) -> pb_blend.Blend:
             min_p=sampling.min_p,
         ),
         max_tokens=max_tokens,
+        rule=spec.rule if isinstance(spec, EnsembleSpec) else "",
+        parameters=spec.parameters,
     )
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-from cluster.blending.base import Run
-from cluster.errors import ReplicaLost, Unavailable
+from cluster.blending.base import Run, Together
+from cluster.errors import ReplicaLost
 from cluster.members.base import Draw, Form, Member, RunEnd, Step
 from cluster.members.seat import Seat
 from cluster.router.plan import Plan
-from cluster.router.requests import FinishReason, MemberUsage, Outcome, Update
+from cluster.router.requests import FinishReason, Outcome, Update
+from cluster.router.seats import Seats
+from cluster.router.together import combined_next, drawn_token
 from cluster.router.transcript import Transcript
-
-MAX_LOSSES_WITHOUT_PROGRESS = 3  # a prompt that kills every replica it meets is not carried further
 
 _FINISHES = {
     RunEnd.END_OF_TURN: FinishReason.END_OF_TURN,
@@ -27,69 +26,83 @@ class Generation:
 
     def __init__(self, plan: Plan, members: Mapping[str, Member], lease_timeout_s: float) -> None:
         self._plan = plan
-        self._members = members
-        self._lease_timeout_s = lease_timeout_s
         self._transcript = Transcript(plan.members, plan.form, plan.stop)
-        self._usage = [MemberUsage(name) for name in plan.members]
-        self._seats: dict[int, Seat] = {}
+        self._seats = Seats(plan, members, lease_timeout_s)
         self._finish: FinishReason | None = None
         self._dropped = False  # the last run ended at a border, its next token dropped there
 
     async def updates(self) -> AsyncGenerator[Update, None]:
-        """Plan a run, let its member speak, commit and pass on; until the reply has ended.
-
-        A run is fixed when it is planned. If its replica is lost, another one of the same member
-        is given the transcript and draws the rest of the run: the same tokens, because every
-        uniform is fixed by its position.
-        """
-        plan, transcript = self._plan, self._transcript
+        """Take turns until the reply has ended; commit and pass on."""
+        transcript = self._transcript
         try:
             await self._sit_down()
             while self._finish is None:
-                remaining = plan.max_tokens - transcript.position
-                run = plan.method.next_run(transcript.position, remaining, dropped=self._dropped)
-                async with aclosing(self._speak(run)) as speech:
-                    async for update in speech:
+                async with aclosing(self._turn()) as turn:
+                    async for update in turn:
                         yield update
-                if self._finish is None and transcript.position >= plan.max_tokens:
+                if transcript.stop_string:
+                    self._finish = FinishReason.STOP_STRING
+                if self._finish is None and transcript.position >= self._plan.max_tokens:
                     self._finish = FinishReason.MAX_TOKENS
             last = transcript.finish()
             if transcript.stop_string:
                 self._finish = FinishReason.STOP_STRING
         finally:
-            await self._leave()
+            await self._seats.leave()
         last.outcome = self._outcome(self._finish)
         yield last
+
+    async def _turn(self) -> AsyncGenerator[Update, None]:
+        """A token by all, or a run by one.
+
+        A run is fixed when it is planned. If its replica is lost, another one of the same member
+        is given the transcript and draws the rest of the run: the same tokens, because every
+        uniform is fixed by its position.
+        """
+        method, position = self._plan.method, self._transcript.position
+        if isinstance(method, Together):
+            yield await self._draw_together(method)
+            return
+        remaining = self._plan.max_tokens - position
+        run = method.next_run(position, remaining, dropped=self._dropped)
+        async with aclosing(self._speak(run)) as speech:
+            async for update in speech:
+                yield update
+
+    async def _draw_together(self, method: Together) -> Update:
+        combined = await combined_next(method, self._seats, self._transcript)
+        if combined is None:
+            self._finish = FinishReason.CONTEXT_FULL
+            return Update()
+        plan, position = self._plan, self._transcript.position
+        token, at = drawn_token(combined, plan, position, plan.tokens)
+        if token.id in plan.tokens.end_ids and position >= plan.end_allowed_from:
+            self._finish = FinishReason.END_OF_TURN
+            return Update()
+        shares = dict(zip(method.speakers, combined.shares[:, at].tolist(), strict=True))
+        named = tuple((plan.members[index], share) for index, share in shares.items())
+        leading = max(shares, key=lambda index: shares[index])
+        return self._transcript.commit(leading, [token], named, combined.bound)
 
     async def _speak(self, run: Run) -> AsyncGenerator[Update, None]:
         """One run, on as many replicas as it takes."""
         begin = self._transcript.length
-        losses = 0
         while not self._is_done(run):
-            position = self._transcript.position
             try:
-                seat = self._seats.get(run.member) or await self._take_seat(run.member)
+                seat = await self._seats.take(run.member)
                 async with aclosing(seat.run(self._step(run, begin, seat))) as events:
                     async for event in events:
                         if event.tokens:
                             yield self._transcript.commit(run.member, event.tokens)
                             seat.known = self._transcript.length
+                            self._seats.progress(run.member)
                         if self._transcript.stop_string:
-                            self._finish = FinishReason.STOP_STRING
                             return
                         if event.end is not None:
                             self._end_run(event.end)
                 return
             except ReplicaLost as error:
-                await self._lose_seat(run.member)
-                losses = 0 if self._transcript.position > position else losses
-                losses += 1
-                if losses > MAX_LOSSES_WITHOUT_PROGRESS:
-                    raise Unavailable(
-                        "MEMBER_UNAVAILABLE",
-                        f"member {self._plan.members[run.member]!r} lost {losses} replicas in a "
-                        f"row on this request; the last: {error.message}",
-                    ) from error
+                await self._seats.lose(run.member, error)
 
     def _is_done(self, run: Run) -> bool:
         """Whether a replica lost after the run's last token left nothing more to draw."""
@@ -123,56 +136,16 @@ class Generation:
         self._finish = _FINISHES.get(end)
 
     async def _sit_down(self) -> None:
-        """Lease every member that may speak, in one fixed order, then open them all at once.
-
-        The order is by name for all blends, so that two generations never wait for each other.
-        """
-        speakers = sorted(self._plan.method.speakers, key=lambda index: self._plan.members[index])
-        for index in speakers:
-            await self._lease(index)
-        first = self._plan.method.next_run(0, self._plan.max_tokens, dropped=False).member
-        opened = await asyncio.gather(
-            *(self._open(index, prefill=index != first) for index in speakers),
-            return_exceptions=True,
-        )
-        for index, error in zip(speakers, opened, strict=True):
-            if isinstance(error, ReplicaLost):
-                await self._lose_seat(index)
-            elif isinstance(error, BaseException):
-                raise error
-
-    async def _take_seat(self, index: int) -> Seat:
-        """A fresh replica for a member whose last one was lost."""
-        seat = await self._lease(index)
-        await self._open(index, prefill=False)
-        return seat
-
-    async def _lease(self, index: int) -> Seat:
-        member = self._members[self._plan.members[index]]
-        seat = Seat(await member.lease(self._lease_timeout_s))
-        self._seats[index] = seat
-        self._usage[index].leases += 1
-        return seat
-
-    async def _open(self, index: int, *, prefill: bool) -> None:
-        seat = self._seats[index]
-        await seat.open(self._plan.start(seat.info, prefill=prefill))
-
-    async def _lose_seat(self, index: int) -> None:
-        if seat := self._seats.pop(index, None):
-            await self._close(index, seat)
-
-    async def _leave(self) -> None:
-        seats, self._seats = self._seats, {}
-        await asyncio.gather(*(self._close(index, seat) for index, seat in seats.items()))
-
-    async def _close(self, index: int, seat: Seat) -> None:
-        await seat.close()
-        self._usage[index].seat += seat.usage
+        method = self._plan.method
+        if isinstance(method, Together):
+            first = method.speakers
+        else:
+            first = (method.next_run(0, self._plan.max_tokens, dropped=False).member,)
+        await self._seats.sit_down(method.speakers, first)
 
     def _outcome(self, finish: FinishReason | None) -> Outcome:
         assert finish is not None, "a reply ends for a reason"
-        for usage, drawn in zip(self._usage, self._transcript.drawn, strict=True):
+        for usage, drawn in zip(self._seats.usage, self._transcript.drawn, strict=True):
             usage.drawn_tokens = drawn
         return Outcome(
             finish_reason=finish,
@@ -181,5 +154,5 @@ class Generation:
             blend=self._plan.blend.name,
             revision=self._plan.blend.revision,
             num_tokens=self._transcript.position,
-            usage=tuple(usage for usage in self._usage if usage.leases),
+            usage=tuple(usage for usage in self._seats.usage if usage.leases),
         )

@@ -11,7 +11,7 @@ from contextlib import aclosing, contextmanager
 
 from cluster.blending.base import Span
 from cluster.engine.types import SamplingParams
-from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable
+from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable, Unsupported
 from cluster.members.base import (
     Form,
     Member,
@@ -21,6 +21,7 @@ from cluster.members.base import (
     SequenceStart,
     Step,
     StepToken,
+    Tokens,
 )
 from cluster.members.seat import Seat
 from cluster.router.coordinator import Generation
@@ -30,6 +31,7 @@ from cluster.router.plan import (
     check_prompt_renders,
     form_of,
     make_plan,
+    overridden,
     sampling_params,
 )
 from cluster.router.requests import (
@@ -40,7 +42,7 @@ from cluster.router.requests import (
     Update,
     check_prompt,
 )
-from cluster.spec import ClusterSpec, SamplingSpec
+from cluster.spec import BlendSpec, ClusterSpec, EnsembleSpec, MixtureSpec, SamplingSpec
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Router:
         self.num_active = 0  # generations under way
         self._members = members
         self._infos: dict[str, MemberInfo] = {}
+        self._tokens: dict[str, Tokens] = {}  # of members that draw together with others
 
     async def learn_members(self) -> None:
         """Ask every member once what it is, retrying for ever those that are not there yet."""
@@ -88,7 +91,8 @@ class Router:
             )
         infos = {member: self._infos[member] for member in spec.members}
         spec.check_vocabularies(name, {member: info.vocabulary for member, info in infos.items()})
-        return ServedBlend(name, spec, self.spec.revision_of(name), infos)
+        tokens = {member: self._tokens[member] for member in infos if member in self._tokens}
+        return ServedBlend(name, spec, self.spec.revision_of(name), infos, tokens)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Update, None]:
         """Write one reply; the last update has the outcome."""
@@ -103,8 +107,15 @@ class Router:
     async def score(self, request: ScoreRequest) -> Score:
         """Measure a continuation under every member with a positive weight, and under the blend."""
         blend = self.blend(request.blend)
-        request.overrides.check_names(blend.spec.members, blend.name)
-        weights = {n: w for n, w in blend_weights(request.overrides, blend).items() if w > 0}
+        spec = overridden(blend, request.overrides)
+        if request.overrides.member is None and not _has_closed_form(spec):
+            raise Unsupported(
+                "SCORE_UNSUPPORTED",
+                f"a text has no score under method {spec.method} in this version; "
+                "expected a blend that is a mixture or a mean, or a pinned member",
+                field="blend",
+            )
+        weights = {n: w for n, w in blend_weights(spec, request.overrides).items() if w > 0}
         infos = [blend.infos[name] for name in weights]
         check_prompt_renders(request.prompt, infos)
         start = SequenceStart(
@@ -122,7 +133,7 @@ class Router:
             MemberScore(name, weight, tuple(found[name][1])) for name, weight in weights.items()
         )
         one_vocabulary = form_of(infos) is Form.TOKEN_IDS
-        span = request.overrides.span or blend.spec.span_for(one_vocabulary=one_vocabulary)
+        span = request.overrides.span or spec.span_for(one_vocabulary=one_vocabulary)
         mixture = mixture_logprobs(members) if one_vocabulary and span in ("token", 1) else ()
         return Score(
             blend=blend.name,
@@ -186,14 +197,29 @@ class Router:
         return True
 
     async def _learn(self, name: str) -> None:
+        drawing_together = {
+            member
+            for blend in self.spec.blends.values()
+            if not isinstance(blend, MixtureSpec)
+            for member in blend.members
+        }
         while name not in self._infos:
             try:
                 lease = await self._members[name].lease(self.spec.limits.lease_timeout_s)
-                self._infos[name] = lease.info
-                await lease.release()
+                try:
+                    if name in drawing_together:
+                        self._tokens[name] = await lease.transport.tokens()
+                    self._infos[name] = lease.info
+                finally:
+                    await lease.release()
             except CuveeError as error:
                 logger.warning("member %s is not there yet: %s", name, error.message)
                 await asyncio.sleep(_MEMBER_RETRY_S)
+
+
+def _has_closed_form(spec: BlendSpec) -> bool:
+    is_mean = isinstance(spec, EnsembleSpec) and spec.rule == "mean"
+    return is_mean or isinstance(spec, MixtureSpec)
 
 
 async def _open_and_run(

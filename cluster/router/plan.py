@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cluster.blending.base import Method, Span
+from cluster.blending.base import Method, Span, Together
+from cluster.blending.combined import Contrast, Mean, Product, Proxy
 from cluster.blending.mixture import Mixture
+from cluster.blending.warping import Warp
 from cluster.engine.types import SamplingParams
 from cluster.errors import InvalidRequest, Unsupported
-from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart
+from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
 from cluster.router.requests import GenerationRequest, Overrides, Sampling
-from cluster.spec import BlendSpec, LimitsSpec, SamplingSpec
+from cluster.spec import (
+    BlendSpec,
+    ContrastSpec,
+    EnsembleSpec,
+    LimitsSpec,
+    MixtureSpec,
+    ProxySpec,
+    SamplingSpec,
+)
+
+_CANDIDATES = 64  # ids that an expert tells at first; it is asked for more where that is too few
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class ServedBlend:
     spec: BlendSpec
     revision: str
     infos: Mapping[str, MemberInfo]
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)  # where the rule needs them
 
     @property
     def form(self) -> Form:
@@ -41,7 +54,7 @@ class Plan:
 
     blend: ServedBlend
     members: tuple[str, ...]  # all of the blend, in its order
-    method: Method
+    method: Method | Together
     form: Form
     sampling: SamplingParams
     seed: int
@@ -51,6 +64,7 @@ class Plan:
     num_top: int
     max_prompt_tokens: int
     stop: tuple[str, ...]
+    tokens: Tokens  # what ids stand for and which end a turn, where members draw together
 
     def start(self, info: MemberInfo, *, prefill: bool) -> SequenceStart:
         """How a member's sequence begins."""
@@ -70,32 +84,28 @@ def make_plan(
     request: GenerationRequest, blend: ServedBlend, limits: LimitsSpec, fresh_seed: int
 ) -> Plan:
     """Decide a reply; raises InvalidRequest or Unsupported with the field to blame."""
-    request.overrides.check_names(blend.spec.members, blend.name)
-    weights = blend_weights(request.overrides, blend)
-    speaking = [name for name, weight in weights.items() if weight > 0]
-    check_prompt_renders(request.prompt, [blend.infos[name] for name in speaking])
+    spec = overridden(blend, request.overrides)
+    sampling = sampling_params(request.sampling, spec.sampling)
     seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
-    span = request.overrides.span
-    if span is None:
-        one_vocabulary = form_of([blend.infos[name] for name in speaking]) is Form.TOKEN_IDS
-        span = blend.spec.span_for(one_vocabulary=one_vocabulary)
-    method = Mixture(tuple(weights.values()), span, seed)
-    members = tuple(weights)
+    method = make_method(spec, request.overrides, blend, sampling, seed)
+    members = tuple(spec.members)
+    infos = [blend.infos[members[index]] for index in method.speakers]
+    check_prompt_renders(request.prompt, _may_speak(spec, request.overrides, blend))
     stopping = request.stopping
     max_tokens = limits.max_new_tokens if stopping.max_tokens is None else stopping.max_tokens
-    for field, given in (("max_tokens", max_tokens), ("min_tokens", stopping.min_tokens)):
+    for name, given in (("max_tokens", max_tokens), ("min_tokens", stopping.min_tokens)):
         if given > limits.max_new_tokens:
             raise InvalidRequest(
                 "INVALID_VALUE",
                 f"got {given}; expected at most {limits.max_new_tokens}, this server's limit",
-                field=f"stopping.{field}",
+                field=f"stopping.{name}",
             )
     return Plan(
         blend=blend,
         members=members,
         method=method,
-        form=form_of([blend.infos[members[index]] for index in method.speakers]),
-        sampling=sampling_params(request.sampling, blend.spec.sampling),
+        form=form_of(infos),
+        sampling=sampling,
         seed=seed,
         prompt=request.prompt,
         max_tokens=max_tokens,
@@ -103,18 +113,93 @@ def make_plan(
         num_top=request.output.num_top_candidates,
         max_prompt_tokens=limits.max_prompt_tokens,
         stop=stopping.stop,
+        tokens=_common_tokens([blend.tokens[m] for m in members if m in blend.tokens]),
     )
 
 
-def blend_weights(overrides: Overrides, blend: ServedBlend) -> dict[str, float]:
-    """Every member's share of this request, in the blend's order, summing to 1."""
-    given: Mapping[str, float] = blend.spec.weights
+def _common_tokens(of_members: list[Tokens]) -> Tokens:
+    """Of members with one vocabulary: what ends a turn for one of them does so for all."""
+    if not of_members:
+        return Tokens((), frozenset())
+    return Tokens(
+        of_members[0].bytes, frozenset().union(*(tokens.end_ids for tokens in of_members))
+    )
+
+
+def overridden(blend: ServedBlend, overrides: Overrides) -> BlendSpec:
+    """The blend's spec with the request's parameters; refuses overrides that its method lacks."""
+    spec = blend.spec
+    overrides.check_names(spec.members, blend.name)
+    for path, given, has in (
+        ("weights", overrides.weights, bool(spec.weights)),
+        ("span", overrides.span, isinstance(spec, MixtureSpec)),
+    ):
+        if given is not None and not has:
+            raise InvalidRequest(
+                "INVALID_OVERRIDE",
+                f"got {path}; expected none: blend {blend.name!r} has method {spec.method}, "
+                f"which has no {path}",
+                field=f"overrides.{path}",
+            )
+    return spec.with_parameters(overrides.parameters)
+
+
+def make_method(
+    spec: BlendSpec,
+    overrides: Overrides,
+    blend: ServedBlend,
+    sampling: SamplingParams,
+    seed: int,
+) -> Method | Together:
+    """The blend's rule, set up for one reply; a pinned member speaks alone whatever the rule."""
+    weights = blend_weights(spec, overrides)
+    names = list(spec.members)
+    warp = Warp(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    match spec:
+        case MixtureSpec():
+            span = overrides.span
+            if span is None:
+                infos = [blend.infos[name] for name, weight in weights.items() if weight > 0]
+                span = spec.span_for(one_vocabulary=form_of(infos) is Form.TOKEN_IDS)
+            return Mixture(tuple(weights.values()), span, seed)
+        case _ if overrides.member is not None:
+            return Mixture(tuple(weights.values()), "response", seed)
+        case EnsembleSpec():
+            speakers = tuple(i for i, name in enumerate(names) if weights[name] > 0)
+            make = Mean if spec.rule == "mean" else Product
+            shares = [weights[names[i]] for i in speakers]
+            return Together(speakers, make(shares, 0 if spec.exact else spec.candidates, warp))
+        case ProxySpec():
+            base, expert, anti = (_index_of(spec, r) for r in ("base", "expert", "anti"))
+            return Together((0, 1, 2), Proxy(base, expert, anti, spec.alpha, warp))
+        case ContrastSpec():
+            expert, amateur = _index_of(spec, "expert"), _index_of(spec, "amateur")
+            rule = Contrast(expert, amateur, spec.beta, spec.plausibility, _CANDIDATES, warp)
+            return Together((0, 1), rule)
+
+
+def _index_of(spec: BlendSpec, role: str) -> int:
+    return list(spec.roles.values()).index(role)
+
+
+def _may_speak(spec: BlendSpec, overrides: Overrides, blend: ServedBlend) -> list[MemberInfo]:
+    """All members that this request's draws might pick, the one drawn or not."""
+    weights = blend_weights(spec, overrides)
+    return [blend.infos[name] for name, weight in weights.items() if weight > 0]
+
+
+def blend_weights(spec: BlendSpec, overrides: Overrides) -> dict[str, float]:
+    """Every member's share of this request, in the blend's order, summing to 1.
+
+    Members with roles have equal ones, unless one of them is pinned.
+    """
+    given: Mapping[str, float] = spec.weights or dict.fromkeys(spec.members, 1.0)
     if overrides.member is not None:
         given = {overrides.member: 1.0}
     elif overrides.weights is not None:
         given = overrides.weights
     total = math.fsum(given.values())
-    return {name: given.get(name, 0.0) / total for name in blend.spec.members}
+    return {name: given.get(name, 0.0) / total for name in spec.members}
 
 
 def form_of(infos: list[MemberInfo]) -> Form:

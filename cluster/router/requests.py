@@ -94,6 +94,7 @@ class Overrides:
     weights: Mapping[str, float] | None = None
     span: Span | None = None
     member: str | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.member is not None and self.weights is not None:
@@ -180,6 +181,8 @@ class ReplyToken:
     member: str
     position: int
     token: StepToken
+    shares: tuple[tuple[str, float], ...] = ()  # of each member, where several drew it together
+    bound: float = 0.0  # then how far truncation may have moved what it was drawn from
 
 
 @dataclass(slots=True)

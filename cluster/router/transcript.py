@@ -75,8 +75,14 @@ class Transcript:
         """The reply's bytes of a range."""
         return bytes(self._bytes[begin:end])
 
-    def commit(self, member: int, tokens: Sequence[StepToken]) -> Update:
-        """Append what a member drew; returns what the caller may see by now.
+    def commit(
+        self,
+        member: int,
+        tokens: Sequence[StepToken],
+        shares: tuple[tuple[str, float], ...] = (),
+        bound: float = 0.0,
+    ) -> Update:
+        """Append what a member, or several, drew; returns what the caller may see by now.
 
         After a stop string is complete, further tokens are not taken.
         """
@@ -84,7 +90,8 @@ class Transcript:
         for token in tokens:
             begin, torn = self._num_chars, self._utf8.pending
             text = self._utf8.push(token.bytes)
-            reply_token = ReplyToken(self._members[member], self.position, token)
+            name = self._members[member]
+            reply_token = ReplyToken(name, self.position, token, shares, bound)
             self._ids.append(token.id)
             self._bytes += token.bytes
             self.drawn[member] += 1

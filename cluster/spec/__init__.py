@@ -8,20 +8,25 @@
 Importing this costs pydantic and PyYAML, never torch or transformers.
 """
 
-from cluster.spec.blend import BlendSpec, MixtureSpec, SamplingSpec
+from cluster.spec.blend import BlendBase, MixtureSpec, SamplingSpec
+from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.load import load_spec, parse_mapping, parse_spec
 from cluster.spec.member import AutoscalingSpec, MemberSpec, ResourcesSpec
-from cluster.spec.model import ClusterSpec, LimitsSpec, ServingSpec
+from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec, ServingSpec
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
     "AutoscalingSpec",
+    "BlendBase",
     "BlendSpec",
     "ClusterSpec",
+    "ContrastSpec",
+    "EnsembleSpec",
     "FrozenMapping",
     "LimitsSpec",
     "MemberSpec",
     "MixtureSpec",
+    "ProxySpec",
     "ResourcesSpec",
     "SamplingSpec",
     "ServingSpec",

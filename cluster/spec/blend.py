@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from cluster.errors import Unsupported
+from cluster.errors import InvalidRequest, Unsupported
 from cluster.spec.frozen import Frozen
 from cluster.spec.values import FrozenMapping, Span, Weights
 
@@ -26,10 +26,92 @@ class SamplingSpec(Frozen):
     min_p: float = Field(default=0.0, ge=0, le=1, description="a number between 0 and 1")
 
 
-class MixtureSpec(Frozen):
+class BlendBase(Frozen):
+    """What all blends have, whatever their method."""
+
+    parameter_names: ClassVar[tuple[str, ...]] = ()  # numbers that a request may override
+    not_in_revision: ClassVar[set[str]] = {"description", "members"}  # decides no text
+
+    method: str
+    members: Mapping[str, float | str]  # weights or roles, by member
+    sampling: SamplingSpec = Field(
+        default=SamplingSpec(), description="a mapping such as {temperature: 0.8, top_p: 0.95}"
+    )
+    description: str = Field(default="", description="text")
+
+    @property
+    def weights(self) -> FrozenMapping[str, float]:
+        """The members' shares, summing to 1, in the file's order; none where they have roles."""
+        given = {name: w for name, w in self.members.items() if not isinstance(w, str)}
+        total = math.fsum(given.values())
+        return FrozenMapping({name: weight / total for name, weight in given.items()})
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """What each member does, in methods that give roles instead of weights."""
+        return {}
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The method's numbers by name."""
+        return {name: getattr(self, name) for name in self.parameter_names}
+
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        """Whether members must mean the same by a token."""
+        raise NotImplementedError
+
+    def span_for(self, *, one_vocabulary: bool) -> Span:
+        """The span, once it is known whether all members share one vocabulary."""
+        return "token"
+
+    def with_parameters(self, given: Mapping[str, float]) -> Self:
+        """The same with other numbers; raises InvalidRequest with the request's field."""
+        for name, value in given.items():
+            field = f"overrides.parameters[{name}]"
+            if name not in self.parameter_names:
+                known = ", ".join(self.parameter_names) or "none"
+                raise InvalidRequest(
+                    "UNKNOWN_PARAMETER",
+                    f"got {name!r}; expected a parameter of method {self.method}: {known}",
+                    field=field,
+                )
+            info = type(self).model_fields[name]
+            number = int(value) if info.annotation is int and value.is_integer() else value
+            try:
+                self = type(self).model_validate({**self.model_dump(), name: number})
+            except ValidationError:
+                expected = info.description
+                raise InvalidRequest(
+                    "INVALID_VALUE", f"got {value:g}; expected {expected}", field=field
+                ) from None
+        return self
+
+    def check_vocabularies(self, name: str, fingerprints: Mapping[str, str]) -> None:
+        """Raise Unsupported if the members must share one vocabulary and do not.
+
+        Only with one do they mean the same by a token, so only then can a law be exact.
+        """
+        groups: dict[str, list[str]] = {}
+        for member in self.members:
+            groups.setdefault(fingerprints[member], []).append(member)
+        if self.needs_one_vocabulary and len(groups) > 1:
+            words = "; ".join(", ".join(members) for members in groups.values())
+            why = "is exact" if self.method == "mixture" else f"has method {self.method}"
+            raise Unsupported(
+                "VOCABULARY_MISMATCH",
+                f"blend {name!r} {why}, but its members have {len(groups)} vocabularies "
+                f"({words}); expected one, or method mixture without exact to exchange text",
+                field="blend",
+            )
+
+
+class MixtureSpec(BlendBase):
     """Each span is spoken by one member, drawn by weight."""
 
-    method: Literal["mixture"] = Field(description="mixture, the only method of this version")
+    not_in_revision: ClassVar[set[str]] = {"description", "members", "exact"}
+
+    method: Literal["mixture"] = Field(description="mixture")
     span: Span | None = Field(
         default=None,
         description="one of token, word, sentence, response, or a whole number of tokens; "
@@ -42,38 +124,10 @@ class MixtureSpec(Frozen):
         default=False,
         description="true to refuse members that cannot exchange token ids, or false",
     )
-    sampling: SamplingSpec = Field(
-        default=SamplingSpec(), description="a mapping such as {temperature: 0.8, top_p: 0.95}"
-    )
-    description: str = Field(default="", description="text")
 
     @property
-    def weights(self) -> FrozenMapping[str, float]:
-        """The members' shares, summing to 1, in the file's order."""
-        total = math.fsum(self.members.values())
-        return FrozenMapping({name: weight / total for name, weight in self.members.items()})
+    def needs_one_vocabulary(self) -> bool:
+        return self.exact
 
     def span_for(self, *, one_vocabulary: bool) -> Span:
-        """The span, once it is known whether all members share one vocabulary."""
         return self.span or ("token" if one_vocabulary else "word")
-
-    def check_vocabularies(self, name: str, fingerprints: Mapping[str, str]) -> None:
-        """Raise Unsupported if the blend is to be exact and its members' vocabularies differ.
-
-        Only with one vocabulary do members mean the same by a token, so only then is the law of
-        `mixture` the ensemble's.
-        """
-        groups: dict[str, list[str]] = {}
-        for member in self.members:
-            groups.setdefault(fingerprints[member], []).append(member)
-        if self.exact and len(groups) > 1:
-            words = "; ".join(", ".join(members) for members in groups.values())
-            raise Unsupported(
-                "VOCABULARY_MISMATCH",
-                f"blend {name!r} is exact, but its members have {len(groups)} vocabularies "
-                f"({words}); expected one, or exact: false to exchange text",
-                field="blend",
-            )
-
-
-BlendSpec = MixtureSpec  # becomes a union discriminated by `method` with the second method

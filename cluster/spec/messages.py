@@ -14,10 +14,18 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from yaml import ScalarNode
 
+from cluster.spec.blend import BlendBase, MixtureSpec
+from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.lines import Document, misread
 from cluster.spec.references import Location, Problem, did_you_mean
 from cluster.spec.values import REFUSED
 
+METHODS: dict[str, type[BlendBase]] = {
+    "mixture": MixtureSpec,
+    "ensemble": EnsembleSpec,
+    "proxy": ProxySpec,
+    "contrast": ContrastSpec,
+}
 _KEY = "[key]"
 _MAX_SHOWN = 60
 _WANTS_TEXT = {"string_type", "literal_error"}
@@ -26,20 +34,38 @@ _WANTS_NUMBER = {"int_type", "float_type"}
 
 def problem_of(error: ErrorDetails, tree: type[BaseModel], document: Document) -> Problem:
     """One pydantic error as one problem."""
-    location = tuple(part for part in error["loc"] if part != _KEY)
+    tagged = tuple(part for part in error["loc"] if part != _KEY)
+    location = _untagged(tagged)
     kind = error["type"]
+    if kind.startswith("union_tag"):
+        return _wrong_method(error, location)
     if kind == "extra_forbidden":
-        return Problem(location, _unknown_key(location, tree))
+        return Problem(location, _unknown_key(tagged, tree))
     if kind == "missing":
-        return Problem(location, f"missing; expected {_expected(location, tree)}")
-    if kind == REFUSED:
-        message = error["ctx"]["message"]
-    else:
-        message = f"expected {_expected(location, tree)}"
+        return Problem(location, f"missing; expected {_expected(tagged, tree)}")
+    refused = kind == REFUSED
+    message = error["ctx"]["message"] if refused else f"expected {_expected(tagged, tree)}"
     given = location[-1] if error["loc"][-1:] == (_KEY,) else error["input"]
-    if kind == REFUSED and isinstance(given, Mapping | BaseModel):
+    if refused and isinstance(given, Mapping | BaseModel):
         return Problem(location, message)
     return Problem(location, f"got {_shown(given, kind, location, document)}; {message}")
+
+
+def _untagged(location: Location) -> Location:
+    """Without the method that pydantic puts after a blend's name: the file has no such level."""
+    if location[:1] == ("blends",) and location[2:3] and location[2] in METHODS:
+        return location[:2] + location[3:]
+    return location
+
+
+def _wrong_method(error: ErrorDetails, location: Location) -> Problem:
+    expected = f"expected one of {', '.join(METHODS)}"
+    if error["type"] == "union_tag_not_found":
+        return Problem((*location, "method"), f"missing; {expected}")
+    given = str(error["ctx"]["tag"])
+    return Problem(
+        (*location, "method"), f"got {given!r}; {expected}{did_you_mean(given, list(METHODS))}"
+    )
 
 
 def _unknown_key(location: Location, tree: type[BaseModel]) -> str:
@@ -62,7 +88,9 @@ def _shown(value: Any, kind: str, location: Location, document: Document) -> str
         if isinstance(node, ScalarNode) and node.style is None:
             return f"{text}, which YAML reads as text (before an e, it wants a dot: 1.0e-3)"
         return f"{text}, which is text (write it without quotes)"
-    wants_text = kind in _WANTS_TEXT or isinstance(value, bool)  # no field wants a truth value
+    wants_text = kind in _WANTS_TEXT or isinstance(
+        value, bool
+    )  # where a truth value is wrong, text is meant
     if wants_text and value is not None and (words := misread(node)):
         return f"{words} (put it in quotes if text is meant)"
     if value is None:
@@ -93,6 +121,9 @@ def _place(
     for part in location:
         if at_key:
             at_key = False
+            continue
+        if model in METHODS.values() and part in METHODS:
+            model = METHODS[str(part)]
             continue
         fields = _fields(model)
         if part not in fields:

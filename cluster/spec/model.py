@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from cluster.spec.blend import BlendSpec
+from cluster.spec.blend import MixtureSpec
+from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.frozen import Frozen
 from cluster.spec.member import MemberSpec
 from cluster.spec.references import dangling
 from cluster.spec.values import Host, Name, Named, refuse
 
 _REVISION_LENGTH = 12
+
+BlendSpec = Annotated[
+    MixtureSpec | EnsembleSpec | ProxySpec | ContrastSpec, Field(discriminator="method")
+]
 
 
 class ServingSpec(Frozen):
@@ -90,8 +95,10 @@ class ClusterSpec(Frozen):
         shares, in order. Models are hashed by name, not by content.
         """
         chosen = self.blends[blend]
-        content = chosen.model_dump(mode="json", exclude={"description", "exact", "members"})
+        content = chosen.model_dump(mode="json", exclude=chosen.not_in_revision)
         content["weights"] = [(name, round(share, 12)) for name, share in chosen.weights.items()]
+        if chosen.roles:
+            content["roles"] = list(chosen.roles.items())
         content["models"] = [
             self.members[name].model_dump(
                 mode="json", include={"model", "revision", "dtype", "max_context"}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import Unsupported
 from cluster.text.chat import Message, render_prompt
 from cluster.text.retokenize import Canonical
 from cluster.text.vocabulary import Vocabulary
@@ -26,15 +27,25 @@ class MemberText:
     @classmethod
     def load(cls, folder: Path) -> MemberText:
         """Read a model folder's tokenizer and the ids that end a turn."""
-        from transformers import AutoTokenizer, GenerationConfig
+        from transformers import GenerationConfig
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         try:
             end_ids = GenerationConfig.from_pretrained(folder).eos_token_id
         except OSError:  # no generation_config.json
             end_ids = None
-        return cls(tokenizer, end_ids)
+        return cls(load_tokenizer(folder), end_ids)
 
     def render(self, text: str | None, messages: Sequence[Message] | None) -> list[int]:
         """The prompt in this member's own tokens."""
         return render_prompt(self._tokenizer, self.canonical, text=text, messages=messages)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The Hugging Face tokenizer of a model folder; raises Unsupported."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # each tokenizer checks its files in its own way
+        message = f"the tokenizer in {folder} cannot be used: {error}"
+        raise Unsupported("TOKENIZER_UNUSABLE", message, field="model") from error

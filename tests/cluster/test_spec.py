@@ -50,7 +50,7 @@ def test_the_shortest_file_gets_every_default() -> None:
 
 def test_the_demo_file_of_the_package_is_valid() -> None:
     demo = load_spec(Path(__file__).parents[2] / "cluster/models/demo.yaml")
-    assert list(demo.blends) == ["demo", "demo-replies", "demo-words"]
+    assert list(demo.blends) == ["demo", "demo-replies", "demo-words", "demo-mean"]
     assert demo.default_blend == "demo"
     assert demo.members["austen"].kv_memory_bytes == 64 << 20
 
@@ -377,3 +377,38 @@ def test_an_exact_blend_refuses_different_vocabularies_by_name() -> None:
         exact.check_vocabularies("mix", {"a": "v", "b": "w"})
     assert caught.value.reason == "VOCABULARY_MISMATCH"
     parse_spec(MINIMAL).blends["mix"].check_vocabularies("mix", {"a": "v", "b": "w"})
+
+
+THREE = MINIMAL[: MINIMAL.index("blends")].replace("b: {", "c: {model: embedded:z}, b: {")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{members: {a: 1}}", "blends.m.method: missing; expected one of mixture, ensemble"),
+        ("{method: ensembel, members: {a: 1}}", "got 'ensembel'; expected one of mixture"),
+        ("{method: ensembel, members: {a: 1}}", "did you mean ensemble?"),
+        ("{method: ensemble, rule: sum, members: {a: 1}}", "blends.m.rule: got 'sum'"),
+        ("{method: ensemble, span: word, members: {a: 1}}", "blends.m.span: unknown key"),
+        ("{method: ensemble, candidates: 0, members: {a: 1}}", "blends.m.candidates: got 0"),
+        ("{method: proxy, members: {a: base, b: expert}}", "each of base, expert, anti once"),
+        ("{method: proxy, members: {a: base, b: expert, c: tutor}}", "members.c: got 'tutor'"),
+        ("{method: proxy, members: {a: base, b: expert, d: anti}}", "there is no member 'd'"),
+        ("{method: contrast, members: {a: expert, b: expert}}", "each of expert, amateur once"),
+        ("{method: contrast, beta: -1, members: {a: expert, b: amateur}}", "blends.m.beta: got -1"),
+    ],
+)
+def test_every_mistake_in_a_method_is_explained(text: str, said: str) -> None:
+    assert said in refusal(f"{THREE}blends: {{m: {text}}}\n")
+
+
+def test_methods_with_roles_have_no_weights_and_survive_a_mapping() -> None:
+    text = "{method: proxy, alpha: 0.5, members: {a: base, b: expert, c: anti}}"
+    spec = parse_spec(f"{THREE}blends: {{m: {text}}}\n")
+    proxy = spec.blends["m"]
+    assert dict(proxy.roles) == {"a": "base", "b": "expert", "c": "anti"}
+    assert (dict(proxy.weights), proxy.parameters) == ({}, {"alpha": 0.5})
+    assert ClusterSpec.model_validate(spec.to_mapping()) == spec
+    other = text.replace("b: expert, c: anti", "b: anti, c: expert")
+    swapped = parse_spec(f"{THREE}blends: {{m: {other}}}\n")
+    assert swapped.revision_of("m") != spec.revision_of("m")

@@ -73,7 +73,7 @@ class Client:
     def replicas(self, member: str) -> Mapping[int, str]:
         """Serve's replicas of a member: process id to state."""
         deployment = application_details()["deployments"][MEMBER_PREFIX + member]
-        return {r["pid"]: r["state"].value for r in deployment["replicas"] if r["pid"]}
+        return {r["pid"]: r["state"].value for r in deployment["replicas"] if r.get("pid")}
 
     def close(self) -> None:
         """Leave."""

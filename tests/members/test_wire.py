@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import cluster.errors
+from cluster.distribution import Distribution
 from cluster.engine.types import SamplingParams
 from cluster.errors import (
     CuveeError,
@@ -30,12 +32,14 @@ from cluster.members.base import (
     Form,
     Opened,
     Prompt,
+    Rank,
     RunEnd,
     ScoreText,
     SequenceStart,
     Step,
     StepEvent,
     StepToken,
+    Tokens,
     TopCandidate,
 )
 from cluster.text.borders import Border
@@ -97,10 +101,11 @@ unbordered = st.builds(
     retake=st.booleans(),
     whole_characters=st.booleans(),
 )
+ranks = st.builds(Rank, small, small, st.lists(small), st.booleans())
 steps = st.builds(
     Step,
     base=small,
-    want=st.one_of(draws, unbordered, st.builds(ScoreText, texts)),
+    want=st.one_of(draws, unbordered, ranks, st.builds(ScoreText, texts)),
     text=st.binary(),
     token_ids=st.lists(small).map(tuple),
 )
@@ -164,6 +169,34 @@ def test_events_arrive_in_order(given_events: list[StepEvent]) -> None:
     arrived = sent(response).events
     assert [message.sequence for message in arrived] == list(range(len(given_events)))
     assert [wire.step_event_from_proto(message) for message in arrived] == given_events
+
+
+logprobs32 = st.floats(max_value=0, allow_nan=False, width=32)
+
+
+@given(st.dictionaries(small, logprobs32, max_size=30), st.floats(0, 1))
+def test_a_distribution_arrives_as_32_bit_floats(told: dict[int, float], rest: float) -> None:
+    ids = np.array(sorted(told), dtype=np.int64)
+    given_one = Distribution(ids, np.array([told[i] for i in ids.tolist()]), rest)
+    (event,) = response_of(StepEvent([], RunEnd.COMPLETE, distribution=given_one)).events
+    arrived = wire.step_event_from_proto(event).distribution
+    assert arrived is not None
+    assert np.array_equal(arrived.ids, given_one.ids)
+    assert np.array_equal(arrived.logprobs, given_one.logprobs)
+    assert arrived.rest == rest
+
+
+def test_the_ids_of_a_whole_vocabulary_go_without_saying() -> None:
+    whole = Distribution(np.arange(500), np.full(500, -6.0))
+    message = wire.distribution_to_proto(whole)
+    assert message is not None
+    assert (len(message.ids), len(message.logprobs)) == (0, 4 * 500)
+
+
+@given(st.lists(st.binary()), st.frozensets(small))
+def test_a_vocabulary_arrives(spelled: list[bytes], end_ids: frozenset[int]) -> None:
+    arrived = wire.tokens_from_proto(sent(wire.tokens_to_proto(Tokens(spelled, end_ids))))
+    assert (list(arrived.bytes), arrived.end_ids) == (spelled, end_ids)
 
 
 def test_an_opening_arrives_with_its_sequence_and_lease() -> None:

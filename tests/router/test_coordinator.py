@@ -13,7 +13,7 @@ import pytest
 from cluster.errors import InvalidRequest, Unavailable
 from cluster.members.base import Prompt
 from cluster.members.scripted import ScriptedMember, scripted_members
-from cluster.router.coordinator import MAX_LOSSES_WITHOUT_PROGRESS, Generation
+from cluster.router.coordinator import Generation
 from cluster.router.plan import ServedBlend, make_plan
 from cluster.router.requests import (
     FinishReason,
@@ -24,6 +24,7 @@ from cluster.router.requests import (
     Stopping,
     Update,
 )
+from cluster.router.seats import MAX_LOSSES_WITHOUT_PROGRESS
 from cluster.spec import LimitsSpec, MixtureSpec
 
 ALPHABETS = (b"abc. ", b"xyz. ")

@@ -56,6 +56,7 @@ class BlendMember(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _builtins.int
     VOCABULARY_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     weight: _builtins.float
@@ -68,6 +69,8 @@ class BlendMember(_message.Message):
     """Equal for members whose vocabularies have equal content."""
     has_chat_template: _builtins.bool
     """Whether it can render chat messages."""
+    role: _builtins.str
+    """What it does in a method that gives its members roles, such as base, expert and anti."""
     def __init__(
         self,
         *,
@@ -77,10 +80,11 @@ class BlendMember(_message.Message):
         max_context: _builtins.int = ...,
         vocabulary: _builtins.str = ...,
         has_chat_template: _builtins.bool = ...,
+        role: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_chat_template", b"has_chat_template", "max_context", b"max_context", "model", b"model", "name", b"name", "vocabulary", b"vocabulary", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_chat_template", b"has_chat_template", "max_context", b"max_context", "model", b"model", "name", b"name", "role", b"role", "vocabulary", b"vocabulary", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,6 +96,26 @@ class Blend(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
@@ -101,6 +125,8 @@ class Blend(_message.Message):
     EXCHANGE_KIND_FIELD_NUMBER: _builtins.int
     DEFAULT_SAMPLING_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     description: _builtins.str
@@ -113,6 +139,8 @@ class Blend(_message.Message):
     """How members tell each other what was said."""
     max_tokens: _builtins.int
     """The most tokens one reply may have."""
+    rule: _builtins.str
+    """The rule of method ensemble: mean or product."""
     @_builtins.property
     def span(self) -> _generation_pb2.Span:
         """How long one member speaks before the next draw."""
@@ -124,6 +152,10 @@ class Blend(_message.Message):
     @_builtins.property
     def default_sampling(self) -> _generation_pb2.Sampling:
         """Sampling where a request does not say."""
+
+    @_builtins.property
+    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The method's parameters by name; a request may override them."""
 
     def __init__(
         self,
@@ -137,10 +169,12 @@ class Blend(_message.Message):
         exchange_kind: Global___ExchangeKind.ValueType = ...,
         default_sampling: _generation_pb2.Sampling | None = ...,
         max_tokens: _builtins.int = ...,
+        rule: _builtins.str = ...,
+        parameters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "description", b"description", "exchange_kind", b"exchange_kind", "max_tokens", b"max_tokens", "members", b"members", "method", b"method", "name", b"name", "revision", b"revision", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "description", b"description", "exchange_kind", b"exchange_kind", "max_tokens", b"max_tokens", "members", b"members", "method", b"method", "name", b"name", "parameters", b"parameters", "revision", b"revision", "rule", b"rule", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

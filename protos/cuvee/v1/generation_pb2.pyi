@@ -86,7 +86,7 @@ class _LogprobKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogprobKi
     LOGPROB_KIND_SAMPLED_MEMBER: _LogprobKind.ValueType  # 1
     """The drawn member's own, before temperature and truncation."""
     LOGPROB_KIND_MIXTURE: _LogprobKind.ValueType  # 2
-    """The mixture's, over all members."""
+    """The members' together, as the token was drawn from it."""
 
 class LogprobKind(_LogprobKind, metaclass=_LogprobKindEnumTypeWrapper):
     """Of what distribution a log-probability speaks."""
@@ -96,7 +96,7 @@ LOGPROB_KIND_UNSPECIFIED: LogprobKind.ValueType  # 0
 LOGPROB_KIND_SAMPLED_MEMBER: LogprobKind.ValueType  # 1
 """The drawn member's own, before temperature and truncation."""
 LOGPROB_KIND_MIXTURE: LogprobKind.ValueType  # 2
-"""The mixture's, over all members."""
+"""The members' together, as the token was drawn from it."""
 Global___LogprobKind: _TypeAlias = LogprobKind  # noqa: Y015
 
 class _FinishReason:
@@ -373,9 +373,30 @@ class BlendOverrides(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WEIGHTS_FIELD_NUMBER: _builtins.int
     SPAN_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     member: _builtins.str
     """This member alone speaks; excludes weights."""
     @_builtins.property
@@ -386,16 +407,21 @@ class BlendOverrides(_message.Message):
     def span(self) -> Global___Span:
         """Replaces the blend's span."""
 
+    @_builtins.property
+    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Replaces parameters of the blend's method, by name: those that GetBlend lists."""
+
     def __init__(
         self,
         *,
         weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         span: Global___Span | None = ...,
         member: _builtins.str = ...,
+        parameters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "span", b"span", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "parameters", b"parameters", "span", b"span", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,6 +590,32 @@ class Candidate(_message.Message):
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
+class MemberShare(_message.Message):
+    """What a member had to do with a token that several drew together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    member: _builtins.str
+    """The member's name."""
+    share: _builtins.float
+    """Its share of the token's probability; the shares of a token sum to 1."""
+    def __init__(
+        self,
+        *,
+        member: _builtins.str = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberShare: _TypeAlias = MemberShare  # noqa: Y015
+
+@_typing.final
 class Token(_message.Message):
     """One token of a reply."""
 
@@ -576,8 +628,10 @@ class Token(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     LOGPROB_KIND_FIELD_NUMBER: _builtins.int
     TOP_CANDIDATES_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    TRUNCATION_BOUND_FIELD_NUMBER: _builtins.int
     member: _builtins.str
-    """The member that drew it."""
+    """The member that drew it; where several did, the one with the largest share."""
     bytes: _builtins.bytes
     """Its raw bytes; may end or begin inside a character."""
     id: _builtins.int
@@ -588,9 +642,17 @@ class Token(_message.Message):
     """Natural logarithm of its probability, when asked for."""
     logprob_kind: Global___LogprobKind.ValueType
     """Of what that is the log-probability."""
+    truncation_bound: _builtins.float
+    """Where several drew it from truncated distributions: at most so far, in total variation, was the
+    distribution from the exact one.
+    """
     @_builtins.property
     def top_candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """The most likely candidates of the same distribution, best first, when asked for."""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberShare]:
+        """Where several members drew it: how much each had to do with it."""
 
     def __init__(
         self,
@@ -602,10 +664,12 @@ class Token(_message.Message):
         logprob: _builtins.float | None = ...,
         logprob_kind: Global___LogprobKind.ValueType = ...,
         top_candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        shares: _abc.Iterable[Global___MemberShare] | None = ...,
+        truncation_bound: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "bytes", b"bytes", "id", b"id", "logprob", b"logprob", "logprob_kind", b"logprob_kind", "member", b"member", "position", b"position", "top_candidates", b"top_candidates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "bytes", b"bytes", "id", b"id", "logprob", b"logprob", "logprob_kind", b"logprob_kind", "member", b"member", "position", b"position", "shares", b"shares", "top_candidates", b"top_candidates", "truncation_bound", b"truncation_bound"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
     _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015

@@ -113,6 +113,57 @@ ERROR_KIND_LEASE_LOST: ErrorKind.ValueType  # 4
 Global___ErrorKind: _TypeAlias = ErrorKind  # noqa: Y015
 
 @_typing.final
+class GetVocabularyRequest(_message.Message):
+    """A request for a member's tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVocabularyRequest: _TypeAlias = GetVocabularyRequest  # noqa: Y015
+
+@_typing.final
+class GetVocabularyResponse(_message.Message):
+    """A member's tokens, by id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    END_IDS_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """All tokens' bytes, one after another."""
+    @_builtins.property
+    def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many of these each token has."""
+
+    @_builtins.property
+    def end_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ids that end a turn."""
+
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        lengths: _abc.Iterable[_builtins.int] | None = ...,
+        end_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end_ids", b"end_ids", "lengths", b"lengths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVocabularyResponse: _TypeAlias = GetVocabularyResponse  # noqa: Y015
+
+@_typing.final
 class ExchangeRequest(_message.Message):
     """From router to replica; everything that was ready when it was written."""
 
@@ -278,6 +329,7 @@ class Step(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DRAW_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The sequence."""
     base: _builtins.int
@@ -296,6 +348,10 @@ class Step(_message.Message):
     def score(self) -> Global___ScoreText:
         """Score text."""
 
+    @_builtins.property
+    def rank(self) -> Global___Rank:
+        """Report the next token's distribution."""
+
     def __init__(
         self,
         *,
@@ -305,12 +361,13 @@ class Step(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         draw: Global___Draw | None = ...,
         score: Global___ScoreText | None = ...,
+        rank: Global___Rank | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["draw", b"draw", "score", b"score", "want", b"want"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draw", b"draw", "rank", b"rank", "score", b"score", "want", b"want"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "draw", b"draw", "score", b"score", "sequence", b"sequence", "text", b"text", "token_ids", b"token_ids", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "draw", b"draw", "rank", b"rank", "score", b"score", "sequence", b"sequence", "text", b"text", "token_ids", b"token_ids", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_want: _TypeAlias = _typing.Literal["draw", "score"]  # noqa: Y015
+    _WhichOneofReturnType_want: _TypeAlias = _typing.Literal["draw", "score", "rank"]  # noqa: Y015
     _WhichOneofArgType_want: _TypeAlias = _typing.Literal["want", b"want"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_want) -> _WhichOneofReturnType_want | None: ...
 
@@ -389,6 +446,70 @@ class ScoreText(_message.Message):
 Global___ScoreText: _TypeAlias = ScoreText  # noqa: Y015
 
 @_typing.final
+class Rank(_message.Message):
+    """Reports the distribution of the next token. Asked again without news, it takes no forward pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    NUM_TOP_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    IS_WARPED_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The number in the reply of the token."""
+    num_top: _builtins.int
+    """Report this many most likely ids; 0 means all."""
+    ids: _builtins.bytes
+    """Report these ids too: unsigned 32-bit integers, lowest byte first."""
+    is_warped: _builtins.bool
+    """Under the sequence's sampling; otherwise the model's own."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        num_top: _builtins.int = ...,
+        ids: _builtins.bytes = ...,
+        is_warped: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_top", b"num_top", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rank: _TypeAlias = Rank  # noqa: Y015
+
+@_typing.final
+class Distribution(_message.Message):
+    """Log-probabilities of some ids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    ids: _builtins.bytes
+    """The ids, ascending: unsigned 32-bit integers, lowest byte first. Empty: 0, 1, 2, …"""
+    logprobs: _builtins.bytes
+    """Their natural log-probabilities: 32-bit floats, lowest byte first."""
+    rest: _builtins.float
+    """The probability of all other ids together."""
+    def __init__(
+        self,
+        *,
+        ids: _builtins.bytes = ...,
+        logprobs: _builtins.bytes = ...,
+        rest: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "logprobs", b"logprobs", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distribution: _TypeAlias = Distribution  # noqa: Y015
+
+@_typing.final
 class SequenceOpened(_message.Message):
     """A sequence is open."""
 
@@ -462,6 +583,7 @@ class StepEvent(_message.Message):
     NUM_PASSES_FIELD_NUMBER: _builtins.int
     NUM_PROCESSED_FIELD_NUMBER: _builtins.int
     NUM_CACHED_FIELD_NUMBER: _builtins.int
+    DISTRIBUTION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The sequence."""
     end: Global___RunEnd.ValueType
@@ -476,6 +598,10 @@ class StepEvent(_message.Message):
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepToken]:
         """New tokens."""
 
+    @_builtins.property
+    def distribution(self) -> Global___Distribution:
+        """The answer to a Rank."""
+
     def __init__(
         self,
         *,
@@ -485,10 +611,11 @@ class StepEvent(_message.Message):
         num_passes: _builtins.int = ...,
         num_processed: _builtins.int = ...,
         num_cached: _builtins.int = ...,
+        distribution: Global___Distribution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["distribution", b"distribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "num_cached", b"num_cached", "num_passes", b"num_passes", "num_processed", b"num_processed", "sequence", b"sequence", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distribution", b"distribution", "end", b"end", "num_cached", b"num_cached", "num_passes", b"num_passes", "num_processed", b"num_processed", "sequence", b"sequence", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

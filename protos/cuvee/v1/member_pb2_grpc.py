@@ -40,6 +40,11 @@ class MemberServiceStub:
                 request_serializer=cuvee_dot_v1_dot_member__pb2.ExchangeRequest.SerializeToString,
                 response_deserializer=cuvee_dot_v1_dot_member__pb2.ExchangeResponse.FromString,
                 _registered_method=True)
+        self.GetVocabulary = channel.unary_unary(
+                '/cuvee.v1.MemberService/GetVocabulary',
+                request_serializer=cuvee_dot_v1_dot_member__pb2.GetVocabularyRequest.SerializeToString,
+                response_deserializer=cuvee_dot_v1_dot_member__pb2.GetVocabularyResponse.FromString,
+                _registered_method=True)
 
 
 class MemberServiceServicer:
@@ -55,6 +60,13 @@ class MemberServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetVocabulary(self, request, context):
+        """Tells what the member's token ids stand for. Metadata as for Exchange.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MemberServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +74,11 @@ def add_MemberServiceServicer_to_server(servicer, server):
                     servicer.Exchange,
                     request_deserializer=cuvee_dot_v1_dot_member__pb2.ExchangeRequest.FromString,
                     response_serializer=cuvee_dot_v1_dot_member__pb2.ExchangeResponse.SerializeToString,
+            ),
+            'GetVocabulary': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVocabulary,
+                    request_deserializer=cuvee_dot_v1_dot_member__pb2.GetVocabularyRequest.FromString,
+                    response_serializer=cuvee_dot_v1_dot_member__pb2.GetVocabularyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +109,33 @@ class MemberService:
             '/cuvee.v1.MemberService/Exchange',
             cuvee_dot_v1_dot_member__pb2.ExchangeRequest.SerializeToString,
             cuvee_dot_v1_dot_member__pb2.ExchangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVocabulary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cuvee.v1.MemberService/GetVocabulary',
+            cuvee_dot_v1_dot_member__pb2.GetVocabularyRequest.SerializeToString,
+            cuvee_dot_v1_dot_member__pb2.GetVocabularyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class MemberServiceStub:
     The call's metadata names a live lease (cuvee-lease-id, cuvee-lease-secret-bin), and so does
     every opened sequence. When the stream ends, its leases end.
     """
+    GetVocabulary: _grpc.UnaryUnaryMultiCallable[_member_pb2.GetVocabularyRequest, _member_pb2.GetVocabularyResponse]
+    """Tells what the member's token ids stand for. Metadata as for Exchange."""
 
 @_typing.type_check_only
 class MemberServiceAsyncStub(MemberServiceStub):
@@ -49,6 +51,8 @@ class MemberServiceAsyncStub(MemberServiceStub):
     The call's metadata names a live lease (cuvee-lease-id, cuvee-lease-secret-bin), and so does
     every opened sequence. When the stream ends, its leases end.
     """
+    GetVocabulary: _aio.UnaryUnaryMultiCallable[_member_pb2.GetVocabularyRequest, _member_pb2.GetVocabularyResponse]  # type: ignore[assignment]
+    """Tells what the member's token ids stand for. Metadata as for Exchange."""
 
 class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
     """Internal: what a router and a member's replica say to each other. Not for clients."""
@@ -63,5 +67,13 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
         The call's metadata names a live lease (cuvee-lease-id, cuvee-lease-secret-bin), and so does
         every opened sequence. When the stream ends, its leases end.
         """
+
+    @_abc_1.abstractmethod
+    def GetVocabulary(
+        self,
+        request: _member_pb2.GetVocabularyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_member_pb2.GetVocabularyResponse, _abc.Awaitable[_member_pb2.GetVocabularyResponse]]:
+        """Tells what the member's token ids stand for. Metadata as for Exchange."""
 
 def add_MemberServiceServicer_to_server(servicer: MemberServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

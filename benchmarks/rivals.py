@@ -1,0 +1,132 @@
+"""Plain transformers, as one would write it without Cuvée: one process, one request at a time.
+
+The loops are meant to be strong: key-value caches, no gradients, logits of the last token only, and
+no padding or mask for a batch of one. Text is never made of their tokens, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+from benchmarks.figures import Reply
+from benchmarks.workload import Job
+from cluster.randomness import Purpose, uniform
+
+
+class PlainModel:
+    """A model and its tokenizer, as `from_pretrained` gives them."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        model: Any = AutoModelForCausalLM
+        self.model = model.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self._end_id: int = self.tokenizer.eos_token_id
+
+    def cache(self) -> Any:
+        """An empty one."""
+        return DynamicCache(config=self.model.config)
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """One token per row, never the end: at temperature 1, as the served blends draw."""
+        logits = logits[:, -1].float()
+        logits[:, self._end_id] = float("-inf")
+        return torch.multinomial(torch.softmax(logits, dim=-1), 1)
+
+
+@torch.inference_mode()
+def decode(plain: PlainModel, jobs: Sequence[Job], num_tokens: int) -> list[Reply]:
+    """A loop of our own over one model; several jobs are one static batch, padded on the left."""
+    torch.manual_seed(jobs[0].seed)
+    sent_s = time.perf_counter()
+    is_padded = len(jobs) > 1
+    batch = plain.tokenizer([j.prompt for j in jobs], return_tensors="pt", padding=is_padded)
+    ids, mask, cache = batch.input_ids, batch.attention_mask, plain.cache()
+    num_prompt_tokens = mask.sum(dim=1).tolist()
+    arrivals_s: list[float] = []
+    while len(arrivals_s) < num_tokens:
+        padding = {}
+        if is_padded:
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            padding = {"attention_mask": mask, "position_ids": positions}
+        output = plain.model(
+            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **padding
+        )
+        ids = plain.draw(output.logits)
+        arrivals_s.append(time.perf_counter())
+        mask = torch.cat([mask, mask.new_ones(len(jobs), 1)], dim=1)
+    return [
+        Reply(sent_s, tuple(arrivals_s), num_tokens, num_prompt + num_tokens - 1)
+        for num_prompt in num_prompt_tokens
+    ]
+
+
+def generate(plain: PlainModel, job: Job, num_tokens: int) -> Reply:
+    """The library's own `generate`."""
+    torch.manual_seed(job.seed)
+    sent_s = time.perf_counter()
+    batch = plain.tokenizer([job.prompt], return_tensors="pt")
+    clock = _Clock()
+    plain.model.generate(
+        **batch,
+        streamer=clock,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=num_tokens,
+        max_new_tokens=num_tokens,
+        use_cache=True,
+    )
+    num_prompt_tokens = batch.input_ids.shape[1]
+    return Reply(sent_s, tuple(clock.arrivals_s), num_tokens, num_prompt_tokens + num_tokens - 1)
+
+
+@torch.inference_mode()
+def mix(plains: Sequence[PlainModel], job: Job, num_tokens: int) -> Reply:
+    """A token-level mixture: both models in one process, each fed what it missed when it speaks.
+
+    The speaker of each position is the one that Cuvée draws for the same seed, so both do the same
+    forward passes.
+    """
+    torch.manual_seed(job.seed)
+    sent_s = time.perf_counter()
+    ids: list[int] = plains[0].tokenizer(job.prompt).input_ids
+    caches = [plain.cache() for plain in plains]
+    known = [0] * len(plains)
+    arrivals_s = []
+    for position in range(num_tokens):
+        speaker = int(uniform(job.seed, Purpose.SPEAKER, position) * len(plains))
+        output = plains[speaker].model(
+            input_ids=torch.tensor([ids[known[speaker] :]]),
+            past_key_values=caches[speaker],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        known[speaker] = len(ids)
+        ids.append(int(plains[speaker].draw(output.logits)))
+        arrivals_s.append(time.perf_counter())
+    return Reply(sent_s, tuple(arrivals_s), num_tokens, sum(known))
+
+
+class _Clock(BaseStreamer):
+    """Notes when `generate` gives each token; what it gives first is the prompt."""
+
+    def __init__(self) -> None:
+        self.arrivals_s: list[float] = []
+        self._is_prompt_over = False
+
+    def put(self, value: Tensor) -> None:
+        if self._is_prompt_over:
+            self.arrivals_s.append(time.perf_counter())
+        self._is_prompt_over = True
+
+    def end(self) -> None:
+        pass

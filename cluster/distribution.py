@@ -1,0 +1,44 @@
+"""A distribution over token ids, as one member tells it to the router: all of it, or a part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids: TypeAlias = NDArray[np.int64]
+Logprobs: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distribution:
+    """Log-probabilities [n] of some ids [n], ascending; `rest` is all other ids' probability."""
+
+    ids: Ids
+    logprobs: Logprobs
+    rest: float = 0.0
+
+    def of(self, ids: Ids) -> Logprobs:
+        """Log-probabilities of any ids; -inf for those that are not told."""
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[at] == ids, self.logprobs[at], -np.inf)
+
+    def lacks(self, ids: Ids) -> Ids:
+        """Those of the ids that may have a probability but are not told."""
+        return ids[:0] if self.rest == 0 else np.setdiff1d(ids, self.ids, assume_unique=True)
+
+    def rest_outside(self, ids: Ids) -> float:
+        """The probability of all ids but these, so far as they are told."""
+        told = float(np.exp(self.of(ids)).sum())
+        return max(0.0, self.rest + float(np.exp(self.logprobs).sum()) - told)
+
+    def merged(self, other: Distribution) -> Distribution:
+        """With what was told later of the same distribution."""
+        if other.rest == 0:
+            return other
+        ids = np.union1d(self.ids, other.ids)
+        logprobs = np.maximum(self.of(ids), other.of(ids))
+        total = other.rest + float(np.exp(other.logprobs).sum())
+        return Distribution(ids, logprobs, max(0.0, total - float(np.exp(logprobs).sum())))

@@ -1,0 +1,94 @@
+"""One token by all members: each tells its distribution, a rule makes one of them, one is drawn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import numpy as np
+
+from cluster.blending.base import Ask, Combined, Together
+from cluster.blending.warping import draw
+from cluster.distribution import Distribution
+from cluster.errors import ReplicaLost
+from cluster.members.base import Rank, Step, StepToken, Tokens, TopCandidate
+from cluster.randomness import Purpose, key
+from cluster.router.plan import Plan
+from cluster.router.seats import Seats
+from cluster.router.transcript import Transcript
+
+T = TypeVar("T")
+
+
+async def combined_next(method: Together, seats: Seats, transcript: Transcript) -> Combined | None:
+    """What all members together make of the next token; None when one's context is full.
+
+    All are asked at the same time. Whoever is asked again about the same token, because others
+    told of ids that it did not, answers without a forward pass.
+    """
+    asks: Sequence[Ask | None] = method.rule.first_asks()
+    told: list[Distribution] = []
+    while any(asks):
+        news = await _all_of(
+            [
+                _tell(i, ask, seats, transcript)
+                for i, ask in zip(method.speakers, asks, strict=True)
+                if ask
+            ]
+        )
+        if any(distribution is None for distribution in news):
+            return None
+        fresh = iter(distribution for distribution in news if distribution is not None)
+        if not told:
+            told = list(fresh)
+        else:
+            told = [d.merged(next(fresh)) if ask else d for d, ask in zip(told, asks, strict=True)]
+        asks = method.rule.more_asks(told)
+    return method.rule.combine(told)
+
+
+def drawn_token(
+    combined: Combined, plan: Plan, position: int, tokens: Tokens
+) -> tuple[StepToken, int]:
+    """The token at a position, and its place among the combined ids."""
+    at = draw(combined.ids, combined.logprobs, key(plan.seed, Purpose.TOKEN, position))
+    order = np.lexsort((combined.ids, -combined.logprobs))[: plan.num_top]
+    top = tuple(
+        TopCandidate(
+            int(combined.ids[i]), tokens.bytes[combined.ids[i]], float(combined.logprobs[i])
+        )
+        for i in order
+        if combined.logprobs[i] > -np.inf
+    )
+    id = int(combined.ids[at])
+    return StepToken(id, tokens.bytes[id], float(combined.logprobs[at]), top), at
+
+
+async def _tell(index: int, ask: Ask, seats: Seats, transcript: Transcript) -> Distribution | None:
+    """One member's answer, from as many replicas as it takes; None when its context is full."""
+    rank = Rank(transcript.position, ask.num_top, ask.ids, ask.is_warped)
+    while True:
+        try:
+            seat = await seats.take(index)
+            step = Step(seat.known, rank, token_ids=transcript.ids(seat.known))
+            async with aclosing(seat.run(step)) as events:
+                async for event in events:
+                    distribution = event.distribution
+            seat.known = transcript.length
+            seats.progress(index)
+            return distribution
+        except ReplicaLost as error:
+            await seats.lose(index, error)
+
+
+async def _all_of(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; when one fails, the others are cancelled before its error goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

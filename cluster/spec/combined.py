@@ -1,0 +1,98 @@
+"""Blends whose members all take part in every token: their distributions are combined."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from cluster.spec.blend import BlendBase
+from cluster.spec.values import Named, Weights, refuse
+
+
+class EnsembleSpec(BlendBase):
+    """The weighted mean of the members' distributions, or their weighted product."""
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("candidates",)
+
+    method: Literal["ensemble"] = Field(description="ensemble")
+    rule: Literal["mean", "product"] = Field(
+        default="mean", description="mean (Σ λ p) or product (softmax Σ λ log p)"
+    )
+    members: Weights = Field(
+        description="weights of at least 0 by member, such as {austen: 0.5, kjv: 0.5}"
+    )
+    candidates: int = Field(
+        default=64,
+        ge=1,
+        le=65536,
+        description="how many likeliest tokens each member tells, from 1 to 65536",
+    )
+    exact: bool = Field(
+        default=False, description="true to tell all tokens instead of candidates, or false"
+    )
+
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        return True
+
+
+def _check_roles(*expected: str) -> Any:
+    def check(roles: Mapping[str, str]) -> Mapping[str, str]:
+        if Counter(roles.values()) != Counter(expected):
+            raise refuse(f"expected each of {', '.join(expected)} once")
+        return roles
+
+    return AfterValidator(check)
+
+
+class ProxySpec(BlendBase):
+    """A large model steered by the difference of two small ones (2401.08565, equation 1)."""
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("alpha",)
+
+    method: Literal["proxy"] = Field(description="proxy")
+    members: Annotated[
+        Named[Literal["base", "expert", "anti"]], _check_roles("base", "expert", "anti")
+    ] = Field(description="a role by member: base, expert or anti, each once")
+    alpha: float = Field(
+        default=1.0, allow_inf_nan=False, description="how far to steer, a finite number"
+    )
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        return self.members
+
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        return True
+
+
+class ContrastSpec(BlendBase):
+    """What an expert finds likely and an amateur does not (contrastive decoding, 2210.15097)."""
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("beta", "plausibility")
+
+    method: Literal["contrast"] = Field(description="contrast")
+    members: Annotated[Named[Literal["expert", "amateur"]], _check_roles("expert", "amateur")] = (
+        Field(description="a role by member: expert or amateur, each once")
+    )
+    beta: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="the amateur's weight, at least 0"
+    )
+    plausibility: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="least share of the expert's best token's probability, above 0 and at most 1",
+    )
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        return self.members
+
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        return True
