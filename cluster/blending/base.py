@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from cluster.distribution import Distribution, Ids, Logprobs
 from cluster.text.borders import Border
@@ -76,3 +76,14 @@ class Method(Protocol):
 
         `dropped`: the last run ended at a border with its member's next token dropped there.
         """
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A method that wants to know what its members think of what was said."""
+
+    def weights(self) -> list[float]:
+        """The members' shares now."""
+
+    def note(self, member: int, position: int, logprobs: Sequence[float]) -> None:
+        """A member's log-probabilities of the tokens from `position` on; told again, they stand."""

@@ -184,20 +184,19 @@ class Engine:
         """The pass went well: its rows are cached now, and its tokens are the sequences'."""
         outputs = []
         self.counts.forward_passes += bool(plan.chunks)
-        for i, (chunk, drawn) in enumerate(zip(plan.chunks, found.tokens, strict=True)):
+        for i, chunk in enumerate(plan.chunks):
             job = self._jobs[chunk.sequence]
             self._pool.commit(chunk.sequence, chunk.ids)
             job.num_passes += 1
             job.num_processed += len(chunk.ids)
             self.counts.tokens_processed += len(chunk.ids)
-            if isinstance(job.want, Sample):
-                outputs += [self._take(job, token) for token in drawn]
+            job.scored += found.scored.get(i, ())
+            if i in found.drawn:
+                outputs.append(self._take(job, found.drawn[i]))
             elif i in found.rows:
                 outputs.append(self._rank(job, found.rows[i]))
-            elif chunk.start + len(chunk.ids) < job.end:
-                job.scored += drawn
-            else:
-                outputs.append(self._end(job, WorkEnd.DONE, job.scored + drawn))
+            elif chunk.start + len(chunk.ids) == job.end:
+                outputs.append(self._end(job, WorkEnd.DONE, job.scored))
         return outputs
 
     def _take(self, job: Job, token: TokenOutput) -> Output:
@@ -210,7 +209,10 @@ class Engine:
         except Exception as error:
             _log.exception("a judge failed")
             return self._end(job, WorkEnd.FAILED, error=f"{type(error).__name__}: {error}")
-        return job.output(kept, None) if end is None else self._end(job, end, kept)
+        output = job.output(kept, None) if end is None else self._end(job, end, kept)
+        if job.num_drawn == 1:
+            output.scored = [scored.logprob for scored in job.scored]
+        return output
 
     def _rank(self, job: Job, row: Tensor) -> Output:
         """Tell what is asked of the row, and keep it: more may be asked."""

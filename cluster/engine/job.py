@@ -48,7 +48,10 @@ class Job:
     def first_logit(self) -> int:
         """The first position whose logits are wanted, so the cache may not cover it yet."""
         match self.want:
-            case Sample() | Rank():
+            case Sample(num_scored=num_scored):
+                num_left = 0 if self.num_drawn else num_scored - len(self.scored)
+                return len(self.ids) - 1 - num_left
+            case Rank():
                 return len(self.ids) - 1
             case Score(num_targets=num_targets):
                 return len(self.ids) - 1 - num_targets + len(self.scored)
@@ -69,7 +72,7 @@ class Job:
         return SampleRow(want.params, key(want.seed, purpose, position), banned, want.num_top)
 
     def targets(self, chunk: Chunk) -> list[int]:
-        """The ids that this chunk's logits score."""
+        """The ids that this chunk's logits score; of a work that draws, all but the last."""
         first = chunk.start + len(chunk.ids) - chunk.num_logits + 1
         return self.ids[first : first + chunk.num_logits]
 
@@ -111,6 +114,10 @@ def check_work(work: Work, num_ids: int, vocab_size: int) -> None:
     num_after = work.start + len(work.tokens)
     match work.want:
         case Sample(banned=banned) | Rank(banned=banned):
+            num_scored = work.want.num_scored if isinstance(work.want, Sample) else 0
+            if num_scored and num_scored >= num_after:
+                message = f"{num_scored}: of {num_after} tokens, the first cannot be scored"
+                raise InvalidRequest("WORK_TARGETS", message, field="num_scored")
             _check_ids(banned, vocab_size, "banned")
             if isinstance(work.want, Rank):
                 _check_ids(work.want.ids, vocab_size, "ids")

@@ -13,14 +13,15 @@ from cluster.engine.base import Runner
 from cluster.engine.job import Job
 from cluster.engine.sampler import sample, score
 from cluster.engine.schedule import Plan
-from cluster.engine.types import Rank, Sample, Score, TokenOutput
+from cluster.engine.types import Rank, Sample, SamplingParams, Score, TokenOutput
 
 
 @dataclass(slots=True)
 class Found:
-    """What a pass gave, by chunk."""
+    """What a pass gave, by the chunk's place in the plan."""
 
-    tokens: list[list[TokenOutput]]  # the token drawn, or the targets' scores
+    drawn: dict[int, TokenOutput] = field(default_factory=dict)
+    scored: dict[int, list[TokenOutput]] = field(default_factory=dict)  # targets
     rows: dict[int, Tensor] = field(default_factory=dict)  # logits [V] of chunks that rank
 
 
@@ -34,25 +35,32 @@ def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int) -
     if plan.copies:
         runner.copy(plan.copies)
     if not plan.chunks:
-        return Found([])
+        return Found()
     logits = runner.forward(plan.chunks)[:, :vocab_size]
     parts = logits.split_with_sizes([chunk.num_logits for chunk in plan.chunks])
-    tokens: list[list[TokenOutput]] = [[] for _ in jobs]
+    found = Found()
     asked = [i for i, chunk in enumerate(plan.chunks) if chunk.num_logits]
-    drawing = [i for i in asked if isinstance(jobs[i].want, Sample)]
+    is_over = [c.start + len(c.ids) == jobs[i].end for i, c in enumerate(plan.chunks)]
+    drawing = [i for i in asked if isinstance(jobs[i].want, Sample) and is_over[i]]
     if drawing:
         is_all = len(drawing) == logits.shape[0]
-        rows = logits if is_all else torch.cat([parts[i] for i in drawing])
+        rows = logits if is_all else torch.cat([parts[i][-1:] for i in drawing])
         drawn = sample(rows, [jobs[i].sample_row() for i in drawing])
         for i, token in zip(drawing, drawn, strict=True):
-            tokens[i] = [token]
-    scoring = [(i, want) for i in asked if isinstance(want := jobs[i].want, Score)]
+            found.drawn[i] = token
+    targets = {i: jobs[i].targets(plan.chunks[i]) for i in asked}
+    scoring = [i for i in asked if targets[i] and not isinstance(jobs[i].want, Rank)]
     if scoring:
-        targets = [jobs[i].targets(plan.chunks[i]) for i, _ in scoring]
-        params = [want.params for (_, want), ids in zip(scoring, targets, strict=True) for _ in ids]
-        rows = torch.cat([parts[i] for i, _ in scoring])
-        scored = iter(score(rows, list(chain.from_iterable(targets)), params))
-        for (i, _), ids in zip(scoring, targets, strict=True):
-            tokens[i] = [next(scored) for _ in ids]
+        params = [_law_of_scores(jobs[i]) for i in scoring for _ in targets[i]]
+        rows = torch.cat([parts[i][: len(targets[i])] for i in scoring])
+        scored = iter(score(rows, list(chain.from_iterable(targets[i] for i in scoring)), params))
+        for i in scoring:
+            found.scored[i] = [next(scored) for _ in targets[i]]
     ranking = [i for i in asked if isinstance(jobs[i].want, Rank)]
-    return Found(tokens, {i: parts[i][-1].clone() for i in ranking})
+    found.rows = {i: parts[i][-1].clone() for i in ranking}
+    return found
+
+
+def _law_of_scores(job: Job) -> SamplingParams:
+    """Under what law targets are scored; on the way to a draw, the model's own."""
+    return job.want.params if isinstance(job.want, Score) else SamplingParams()

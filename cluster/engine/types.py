@@ -53,6 +53,7 @@ class Sample:
     banned: tuple[int, ...] = ()  # ids that may not be drawn ...
     banned_before: int = 0  # ... while the position is below this
     num_top: int = 0  # how many top candidates to report per token
+    num_scored: int = 0  # score this many of the work's last tokens on the way, as `Score` does
 
 
 @dataclass(slots=True)
@@ -118,6 +119,7 @@ class Output:
     tokens: list[TokenOutput] = field(default_factory=list)
     end: WorkEnd | None = None
     error: str = ""  # for FAILED
+    scored: Sequence[float] = ()  # the log-probabilities that a Sample's `num_scored` asks for
     distribution: Distribution | None = None  # for Rank
     num_passes: int = 0  # forward passes this sequence took part in since its last output
     num_processed: int = 0  # tokens fed through the model since its last output

@@ -84,6 +84,7 @@ class Draw:
     begins_span: bool = True  # a border before the first token does not count
     retake: bool = False  # the first token replaces one dropped at a border
     whole_characters: bool = False  # go on past max_tokens until the last character is whole
+    score_news: bool = False  # report the log-probabilities of the step's token ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ class StepEvent:
     num_processed: int = 0
     num_cached: int = 0
     distribution: Distribution | None = None  # the answer to a Rank
+    news_logprobs: Sequence[float] = ()  # the answer to score_news
 
 
 @dataclass(slots=True)

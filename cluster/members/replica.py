@@ -311,6 +311,7 @@ class ReplicaSequence:
             banned=text.end_ids,
             banned_before=self._start.end_allowed_from,
             num_top=self._start.num_top,
+            num_scored=len(step.token_ids) if draw.score_news else 0,
         )
 
     def _rank(self, rank: Rank) -> engine.Rank:
@@ -346,6 +347,7 @@ class ReplicaSequence:
             output.num_processed,
             output.num_cached,
             output.distribution,
+            output.scored,
         )
         if self._prefilling:
             self._prefilling = output.end is None

@@ -163,6 +163,7 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
     message.draw.begins_span = want.begins_span
     message.draw.retake = want.retake
     message.draw.whole_characters = want.whole_characters
+    message.draw.score_news = want.score_news
     return message
 
 
@@ -189,6 +190,7 @@ def step_from_proto(message: pb.Step) -> Step:
             begins_span=draw.begins_span,
             retake=draw.retake,
             whole_characters=draw.whole_characters,
+            score_news=draw.score_news,
         )
     return Step(message.base, want, message.text, tuple(message.token_ids))
 
@@ -205,6 +207,7 @@ def add_event(response: pb.ExchangeResponse, sequence: int, event: Event) -> Non
                 num_processed=event.num_processed,
                 num_cached=event.num_cached,
                 distribution=distribution_to_proto(event.distribution),
+                news_logprobs=event.news_logprobs,
             )
         )
     elif isinstance(event, Opened):
@@ -224,6 +227,7 @@ def step_event_from_proto(message: pb.StepEvent) -> StepEvent:
         message.num_processed,
         message.num_cached,
         distribution_from_proto(message.distribution) if message.HasField("distribution") else None,
+        tuple(message.news_logprobs),
     )
 
 

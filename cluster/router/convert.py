@@ -178,6 +178,7 @@ def outcome_to_proto(outcome: Outcome) -> pb.Outcome:
         seed=outcome.seed,
         blend=outcome.blend,
         blend_revision=outcome.revision,
+        weights=outcome.weights,
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-from cluster.blending.base import Run, Together
+from cluster.blending.base import Listener, Run, Together
 from cluster.errors import ReplicaLost
-from cluster.members.base import Draw, Form, Member, RunEnd, Step
+from cluster.members.base import Draw, Form, Member, RunEnd, Step, StepEvent
 from cluster.members.seat import Seat
 from cluster.router.plan import Plan
 from cluster.router.requests import FinishReason, Outcome, Update
@@ -90,8 +90,10 @@ class Generation:
         while not self._is_done(run):
             try:
                 seat = await self._seats.take(run.member)
+                known = seat.known
                 async with aclosing(seat.run(self._step(run, begin, seat))) as events:
                     async for event in events:
+                        self._listen(run.member, known, event)
                         if event.tokens:
                             yield self._transcript.commit(run.member, event.tokens)
                             seat.known = self._transcript.length
@@ -103,6 +105,17 @@ class Generation:
                 return
             except ReplicaLost as error:
                 await self._seats.lose(run.member, error)
+
+    def _listen(self, member: int, known: int, event: StepEvent) -> None:
+        """Tell a method that listens what the speaker thinks of what others said, and it itself."""
+        method = self._plan.method
+        if not isinstance(method, Listener):
+            return
+        if event.news_logprobs:
+            method.note(member, known, event.news_logprobs)
+        if event.tokens:
+            logprobs = [token.logprob for token in event.tokens]
+            method.note(member, self._transcript.position, logprobs)
 
     def _is_done(self, run: Run) -> bool:
         """Whether a replica lost after the run's last token left nothing more to draw."""
@@ -123,6 +136,7 @@ class Generation:
             retake=run.retake and num_done == 0,
             whole_characters=self._plan.form is Form.TEXT
             and position + max_tokens < self._plan.max_tokens,
+            score_news=isinstance(self._plan.method, Listener),
         )
         if self._plan.form is Form.TOKEN_IDS:
             return Step(seat.known, draw, token_ids=transcript.ids(seat.known))
@@ -145,6 +159,8 @@ class Generation:
 
     def _outcome(self, finish: FinishReason | None) -> Outcome:
         assert finish is not None, "a reply ends for a reason"
+        method = self._plan.method
+        weights = method.weights() if isinstance(method, Listener) else None
         for usage, drawn in zip(self._seats.usage, self._transcript.drawn, strict=True):
             usage.drawn_tokens = drawn
         return Outcome(
@@ -154,5 +170,6 @@ class Generation:
             blend=self._plan.blend.name,
             revision=self._plan.blend.revision,
             num_tokens=self._transcript.position,
+            weights=dict(zip(self._plan.members, weights, strict=True)) if weights else {},
             usage=tuple(usage for usage in self._seats.usage if usage.leases),
         )

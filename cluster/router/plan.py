@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cluster.blending.adaptive import Adaptation, AdaptiveMixture
 from cluster.blending.base import Method, Span, Together
 from cluster.blending.combined import Contrast, Mean, Product, Proxy
 from cluster.blending.mixture import Mixture
@@ -161,7 +162,13 @@ def make_method(
             if span is None:
                 infos = [blend.infos[name] for name, weight in weights.items() if weight > 0]
                 span = spec.span_for(one_vocabulary=form_of(infos) is Form.TOKEN_IDS)
-            return Mixture(tuple(weights.values()), span, seed)
+            mixture = Mixture(tuple(weights.values()), span, seed)
+            if spec.adapt is None or len(mixture.speakers) == 1:
+                return mixture
+            adapt = spec.adapt
+            return AdaptiveMixture.begin(
+                mixture, Adaptation(adapt.strength, adapt.window, adapt.floor)
+            )
         case _ if overrides.member is not None:
             return Mixture(tuple(weights.values()), "response", seed)
         case EnsembleSpec():

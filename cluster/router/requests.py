@@ -206,6 +206,7 @@ class Outcome:
     revision: str
     num_tokens: int
     usage: tuple[MemberUsage, ...]
+    weights: Mapping[str, float] = field(default_factory=dict)  # at the end, where they adapt
 
 
 @dataclass(slots=True)

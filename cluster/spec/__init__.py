@@ -8,7 +8,7 @@
 Importing this costs pydantic and PyYAML, never torch or transformers.
 """
 
-from cluster.spec.blend import BlendBase, MixtureSpec, SamplingSpec
+from cluster.spec.blend import AdaptSpec, BlendBase, MixtureSpec, SamplingSpec
 from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.load import load_spec, parse_mapping, parse_spec
 from cluster.spec.member import AutoscalingSpec, MemberSpec, ResourcesSpec
@@ -16,6 +16,7 @@ from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec, ServingSpec
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
+    "AdaptSpec",
     "AutoscalingSpec",
     "BlendBase",
     "BlendSpec",

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.spec.frozen import Frozen
-from cluster.spec.values import FrozenMapping, Span, Weights
+from cluster.spec.values import FrozenMapping, Span, Weights, refuse
 
 
 class SamplingSpec(Frozen):
@@ -97,13 +97,27 @@ class BlendBase(Frozen):
             groups.setdefault(fingerprints[member], []).append(member)
         if self.needs_one_vocabulary and len(groups) > 1:
             words = "; ".join(", ".join(members) for members in groups.values())
-            why = "is exact" if self.method == "mixture" else f"has method {self.method}"
+            why = (
+                "wants one vocabulary" if self.method == "mixture" else f"has method {self.method}"
+            )
             raise Unsupported(
                 "VOCABULARY_MISMATCH",
                 f"blend {name!r} {why}, but its members have {len(groups)} vocabularies "
-                f"({words}); expected one, or method mixture without exact to exchange text",
+                f"({words}); expected one, or method mixture without exact or adapt",
                 field="blend",
             )
+
+
+class AdaptSpec(Frozen):
+    """Weights that follow the transcript; `cluster.blending.adaptive` has the rule."""
+
+    strength: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="a number of at least 0 (1: Bayes)"
+    )
+    window: int = Field(default=0, ge=0, description="tokens looked back at (0: all)")
+    floor: float = Field(
+        default=0.01, ge=0, lt=1, description="each member's least share, at least 0"
+    )
 
 
 class MixtureSpec(BlendBase):
@@ -124,10 +138,25 @@ class MixtureSpec(BlendBase):
         default=False,
         description="true to refuse members that cannot exchange token ids, or false",
     )
+    adapt: AdaptSpec | None = Field(
+        default=None, description="a mapping such as {strength: 1, window: 128, floor: 0.01}"
+    )
+
+    @field_validator("adapt")
+    @classmethod
+    def _has_room(cls, adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:
+        if adapt is None:
+            return None
+        if info.data.get("span") == "response":
+            raise refuse("expected a span shorter than response: only who speaks again can adapt")
+        num_members = len(info.data.get("members", ()))
+        if adapt.floor * num_members > 1:
+            raise refuse(f"expected a floor of at most 1/{num_members}, one share of {num_members}")
+        return adapt
 
     @property
     def needs_one_vocabulary(self) -> bool:
-        return self.exact
+        return self.exact or self.adapt is not None
 
     def span_for(self, *, one_vocabulary: bool) -> Span:
         return self.span or ("token" if one_vocabulary else "word")

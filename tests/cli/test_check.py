@@ -160,7 +160,7 @@ def test_an_exact_blend_refuses_members_of_different_vocabularies(run: Check) ->
     blend = "mix: {method: mixture, exact: true, members: {a: 1, b: 1, c: 1}}"
     code, out = run(f"{A}, {B}, {C}", blend)
     assert code == 1
-    assert "✗ blends.mix: blend 'mix' is exact" in out
+    assert "✗ blends.mix: blend 'mix' wants one vocabulary" in out
     assert "2 vocabularies (a, b; c)" in " ".join(out.split())
     code, answer = run(f"{A}, {B}, {C}", blend, as_json=True)
     assert (code, answer["ok"]) == (1, False)

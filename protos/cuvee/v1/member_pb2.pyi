@@ -387,6 +387,7 @@ class Draw(_message.Message):
     BEGINS_SPAN_FIELD_NUMBER: _builtins.int
     RETAKE_FIELD_NUMBER: _builtins.int
     WHOLE_CHARACTERS_FIELD_NUMBER: _builtins.int
+    SCORE_NEWS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The number in the reply of the first token to draw."""
     max_tokens: _builtins.int
@@ -403,6 +404,8 @@ class Draw(_message.Message):
     """The first token replaces one that another member drew and that was dropped at a border."""
     whole_characters: _builtins.bool
     """Goes on past max_tokens until the last character is whole."""
+    score_news: _builtins.bool
+    """Report the log-probabilities of the step's token_ids, found on the way."""
     def __init__(
         self,
         *,
@@ -414,10 +417,11 @@ class Draw(_message.Message):
         begins_span: _builtins.bool = ...,
         retake: _builtins.bool = ...,
         whole_characters: _builtins.bool = ...,
+        score_news: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_span", b"begins_span", "border", b"border", "max_tokens", b"max_tokens", "position", b"position", "retake", b"retake", "share_begin", b"share_begin", "share_end", b"share_end", "whole_characters", b"whole_characters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_span", b"begins_span", "border", b"border", "max_tokens", b"max_tokens", "position", b"position", "retake", b"retake", "score_news", b"score_news", "share_begin", b"share_begin", "share_end", b"share_end", "whole_characters", b"whole_characters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -584,6 +588,7 @@ class StepEvent(_message.Message):
     NUM_PROCESSED_FIELD_NUMBER: _builtins.int
     NUM_CACHED_FIELD_NUMBER: _builtins.int
     DISTRIBUTION_FIELD_NUMBER: _builtins.int
+    NEWS_LOGPROBS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The sequence."""
     end: Global___RunEnd.ValueType
@@ -602,6 +607,10 @@ class StepEvent(_message.Message):
     def distribution(self) -> Global___Distribution:
         """The answer to a Rank."""
 
+    @_builtins.property
+    def news_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The answer to score_news."""
+
     def __init__(
         self,
         *,
@@ -612,10 +621,11 @@ class StepEvent(_message.Message):
         num_processed: _builtins.int = ...,
         num_cached: _builtins.int = ...,
         distribution: Global___Distribution | None = ...,
+        news_logprobs: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["distribution", b"distribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["distribution", b"distribution", "end", b"end", "num_cached", b"num_cached", "num_passes", b"num_passes", "num_processed", b"num_processed", "sequence", b"sequence", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distribution", b"distribution", "end", b"end", "news_logprobs", b"news_logprobs", "num_cached", b"num_cached", "num_passes", b"num_passes", "num_processed", b"num_processed", "sequence", b"sequence", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

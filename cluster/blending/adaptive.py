@@ -1,0 +1,99 @@
+"""Weights that follow the transcript: Bayesian model averaging over the members.
+
+λᵢ ∝ priorᵢ · (Π pᵢ(token | all before))^strength over the last `window` tokens that every member
+has read, then lifted so that nobody has less than `floor`. The likelihoods come from passes that
+happen anyway: a member scores what others said while it catches up on it, and what it drew as it
+draws. They are the models' own, before temperature and truncation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from cluster.blending.base import Run
+from cluster.blending.mixture import Mixture
+
+_LEAST_LOGPROB = -50.0  # one impossible token must not decide for ever
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """How weights follow the transcript."""
+
+    strength: float = 1.0  # 0: not at all; 1: Bayes' rule
+    window: int = 0  # tokens; 0: all
+    floor: float = 0.0  # of each member's share
+
+
+class Evidence:
+    """What each member thinks of the tokens said so far."""
+
+    def __init__(self, prior: Sequence[float], adaptation: Adaptation) -> None:
+        self._prior = np.asarray(prior, dtype=np.float64)
+        self._adaptation = adaptation
+        self._logprobs: list[list[float]] = [[] for _ in prior]  # by member, from token 0 on
+
+    def note(self, member: int, position: int, logprobs: Sequence[float]) -> None:
+        """A member's log-probabilities of the tokens from `position` on; told again, they stand."""
+        known = self._logprobs[member]
+        assert position <= len(known), "a gap in what a member read"
+        known[position:] = [max(value, _LEAST_LOGPROB) for value in logprobs]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens every member that speaks has read."""
+        read = zip(self._logprobs, self._prior, strict=True)
+        return min(len(known) for known, prior in read if prior > 0)
+
+    def weights(self) -> list[float]:
+        """The members' shares now, summing to 1; a member with prior 0 has none."""
+        adaptation, end = self._adaptation, self.num_tokens
+        begin = max(0, end - adaptation.window) if adaptation.window else 0
+        evidence = np.array([sum(known[begin:end]) for known in self._logprobs])
+        alive = self._prior > 0
+        scores = np.log(self._prior, where=alive, out=np.full_like(self._prior, -np.inf))
+        scores += adaptation.strength * evidence
+        shares = np.exp(scores - scores[alive].max())
+        shares /= shares.sum()
+        floored = adaptation.floor + (1 - adaptation.floor * alive.sum()) * shares
+        return [float(share) for share in np.where(alive, floored, 0.0)]
+
+
+@dataclass(frozen=True)
+class AdaptiveMixture:
+    """`mixture` with weights that follow the transcript.
+
+    A run is planned with the weights of its first token. They stay so until it ends: what all have
+    read grows only when another member catches up.
+    """
+
+    mixture: Mixture  # its weights are the prior
+    evidence: Evidence = field(repr=False)
+
+    @classmethod
+    def begin(cls, mixture: Mixture, adaptation: Adaptation) -> AdaptiveMixture:
+        """At the beginning of a reply."""
+        total = sum(mixture.weights)
+        prior = [weight / total for weight in mixture.weights]
+        return cls(mixture, Evidence(prior, adaptation))
+
+    @property
+    def speakers(self) -> tuple[int, ...]:
+        """Members with a positive prior."""
+        return self.mixture.speakers
+
+    def note(self, member: int, position: int, logprobs: Sequence[float]) -> None:
+        """What a member thinks of the tokens from `position` on."""
+        self.evidence.note(member, position, logprobs)
+
+    def weights(self) -> list[float]:
+        """The members' shares now."""
+        return self.evidence.weights()
+
+    def next_run(self, position: int, max_tokens: int, *, dropped: bool) -> Run:
+        """The run of spans from `position` that one member speaks, by the weights of now."""
+        now = replace(self.mixture, weights=tuple(self.evidence.weights()))
+        return now.next_run(position, max_tokens, dropped=dropped)
