@@ -7,22 +7,18 @@ takes effect at the next step. `EngineThread` runs the steps on a thread of thei
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cluster.engine.base import Runner
 from cluster.engine.inbox import Inbox
 from cluster.engine.job import Job
-from cluster.engine.loading import find_device, load_runner
 from cluster.engine.passes import Found, run_pass
 from cluster.engine.pool import PagePool
 from cluster.engine.prefixes import num_common
 from cluster.engine.rank import rank
 from cluster.engine.sampler import NO_TOKEN
 from cluster.engine.schedule import Plan, Scheduler
-from cluster.engine.thread import EngineThread
 from cluster.engine.types import (
     EngineCounts,
     EngineLoad,
@@ -33,10 +29,6 @@ from cluster.engine.types import (
     Work,
     WorkEnd,
 )
-
-__all__ = ["Engine", "EngineThread", "load_engine"]
-
-_MAX_BATCH_TOKENS = {"cpu": 128, "cuda": 4096}  # how long a prefill's chunk may hold up the others
 
 _log = logging.getLogger(__name__)
 
@@ -251,37 +243,3 @@ class Engine:
             if sequence in failed:
                 outputs.append(self._end(job, WorkEnd.FAILED, error=error))
         return outputs
-
-
-def load_engine(
-    folder: Path,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    kv_memory_bytes: int | None = None,
-    max_context: int | None = None,
-    num_threads: int | None = None,
-    page_size: int | None = None,
-    max_batch_tokens: int | None = None,
-    num_ids: int | None = None,
-) -> Engine:
-    """An engine for the model in a local folder: configuration and safetensors, nothing else.
-
-    `num_ids` is how many ids the tokenizer knows; without it, all that the model can read.
-    """
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    place = find_device(device)
-    runner = load_runner(
-        folder,
-        dtype=dtype,
-        device=place,
-        kv_memory_bytes=kv_memory_bytes,
-        max_context=max_context,
-        page_size=page_size,
-    )
-    return Engine(
-        runner,
-        num_ids=num_ids,
-        max_batch_tokens=max_batch_tokens or _MAX_BATCH_TOKENS[place.type],
-    )

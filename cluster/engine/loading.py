@@ -1,4 +1,4 @@
-"""From a folder with a model to a runner: load it, learn its shape, check it, size its pool."""
+"""From a folder with a model to an engine: load it, learn its shape, check it, size its pool."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from cluster.engine.base import Runner, vocab_size_of
 from cluster.engine.cached import CachedRunner
 from cluster.engine.check import check_runner, make_sequences, num_check_pages, plain_logits
+from cluster.engine.engine import Engine
 from cluster.engine.runner import PagedRunner, use_paged_attention
 from cluster.errors import InvalidRequest, NotFound, Unsupported
 
 _PAGE_SIZE = {"cpu": 16, "cuda": 256}  # the flash kernel's paged keys want multiples of 256
 _NUM_CHECK_TOKENS = {"cpu": 40, "cuda": 600}
+_MAX_BATCH_TOKENS = {"cpu": 128, "cuda": 4096}  # how long a prefill's chunk may hold up the others
 _MAX_POOL_TOKENS = 1 << 20  # unless memory is asked for
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CACHE_LINE_BYTES = 64
@@ -34,6 +36,40 @@ class _Loaded:
     max_context: int
     sequences: list[list[int]]
     expected: list[Tensor]  # logits of the sequences
+
+
+def load_engine(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    kv_memory_bytes: int | None = None,
+    max_context: int | None = None,
+    num_threads: int | None = None,
+    page_size: int | None = None,
+    max_batch_tokens: int | None = None,
+    num_ids: int | None = None,
+) -> Engine:
+    """An engine for the model in a local folder: configuration and safetensors, nothing else.
+
+    `num_ids` is how many ids the tokenizer knows; without it, all that the model can read.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    place = find_device(device)
+    runner = load_runner(
+        folder,
+        dtype=dtype,
+        device=place,
+        kv_memory_bytes=kv_memory_bytes,
+        max_context=max_context,
+        page_size=page_size,
+    )
+    return Engine(
+        runner,
+        num_ids=num_ids,
+        max_batch_tokens=max_batch_tokens or _MAX_BATCH_TOKENS[place.type],
+    )
 
 
 def load_runner(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from cluster.engine.engine import Engine, EngineThread, load_engine
+from cluster.engine.engine import Engine
+from cluster.engine.loading import load_engine
+from cluster.engine.thread import EngineThread
 from cluster.engine.types import Output
 from cluster.members.base import MemberInfo
 from cluster.members.replica import Replica

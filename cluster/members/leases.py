@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cluster.errors import ReplicaLost
 from cluster.members.base import MemberInfo
-from cluster.members.replica import ReplicaSequence
+from cluster.members.sequence import ReplicaSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
-from cluster.blending.base import Span
 from cluster.engine.types import SamplingParams
 from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable, Unsupported
 from cluster.members.base import (
@@ -42,7 +40,8 @@ from cluster.router.requests import (
     Update,
     check_prompt,
 )
-from cluster.spec import BlendSpec, ClusterSpec, EnsembleSpec, MixtureSpec, SamplingSpec
+from cluster.router.scoring import blend_logprob, has_closed_form, mixture_logprobs
+from cluster.spec import ClusterSpec, MixtureSpec, SamplingSpec
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ class Router:
         """Measure a continuation under every member with a positive weight, and under the blend."""
         blend = self.blend(request.blend)
         spec = overridden(blend, request.overrides)
-        if request.overrides.member is None and not _has_closed_form(spec):
+        if request.overrides.member is None and not has_closed_form(spec):
             raise Unsupported(
                 "SCORE_UNSUPPORTED",
                 f"a text has no score under method {spec.method} in this version; "
@@ -217,11 +216,6 @@ class Router:
                 await asyncio.sleep(_MEMBER_RETRY_S)
 
 
-def _has_closed_form(spec: BlendSpec) -> bool:
-    is_mean = isinstance(spec, EnsembleSpec) and spec.rule == "mean"
-    return is_mean or isinstance(spec, MixtureSpec)
-
-
 async def _open_and_run(
     seat: Seat, start: SequenceStart, want: Step | None
 ) -> tuple[int, list[StepToken]]:
@@ -232,32 +226,3 @@ async def _open_and_run(
             async for event in events:
                 tokens.extend(event.tokens)
     return seat.usage.prompt_tokens, tokens
-
-
-def mixture_logprobs(members: tuple[MemberScore, ...]) -> tuple[float, ...]:
-    """log Σ λᵢ pᵢ per token, for members with the same tokens."""
-    return tuple(
-        _log_sum_exp([math.log(m.weight) + m.tokens[t].logprob for m in members])
-        for t in range(len(members[0].tokens))
-    )
-
-
-def blend_logprob(
-    members: tuple[MemberScore, ...], span: Span, mixture: tuple[float, ...]
-) -> float | None:
-    """The blend's log-likelihood where its law over a text has a closed form.
-
-    Span token: Σ log Σ λᵢ pᵢ. Span response: log Σ λᵢ Π pᵢ. One member: its own.
-    """
-    if len(members) == 1:
-        return members[0].logprob
-    if span == "response":
-        return _log_sum_exp([math.log(m.weight) + m.logprob for m in members])
-    return math.fsum(mixture) if mixture else None
-
-
-def _log_sum_exp(values: list[float]) -> float:
-    top = max(values)
-    if top == -math.inf:
-        return top
-    return top + math.log(math.fsum(math.exp(value - top) for value in values))

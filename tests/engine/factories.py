@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from cluster.engine.engine import Engine, load_engine
+from cluster.engine.engine import Engine
 from cluster.engine.fake import FakeRunner
+from cluster.engine.loading import load_engine
 from cluster.engine.types import Output, Sample, SamplingParams, TokenOutput, Verdict, Work, WorkEnd
 
 VOCAB_SIZE = 97

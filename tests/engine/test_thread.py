@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.engine.engine import Engine, EngineThread
+from cluster.engine.engine import Engine
+from cluster.engine.thread import EngineThread
 from cluster.engine.types import Output, Work, WorkEnd
 
 from .factories import greedy, make_fake_engine

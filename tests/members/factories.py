@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from cluster.engine.base import Chunk
-from cluster.engine.engine import Engine, EngineThread
+from cluster.engine.engine import Engine
 from cluster.engine.fake import FakeRunner, next_token
+from cluster.engine.thread import EngineThread
 from cluster.engine.types import EngineLoad, Output, SamplingParams
 from cluster.members.base import (
     Form,

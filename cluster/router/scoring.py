@@ -1,0 +1,44 @@
+"""The likelihood of a given text under a blend, from its likelihood under each member. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from cluster.blending.base import Span
+from cluster.router.requests import MemberScore
+from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec
+
+
+def has_closed_form(spec: BlendSpec) -> bool:
+    """Whether the members' likelihoods decide the blend's."""
+    is_mean = isinstance(spec, EnsembleSpec) and spec.rule == "mean"
+    return is_mean or isinstance(spec, MixtureSpec)
+
+
+def mixture_logprobs(members: tuple[MemberScore, ...]) -> tuple[float, ...]:
+    """log Σ λᵢ pᵢ per token, for members with the same tokens."""
+    return tuple(
+        _log_sum_exp([math.log(m.weight) + m.tokens[t].logprob for m in members])
+        for t in range(len(members[0].tokens))
+    )
+
+
+def blend_logprob(
+    members: tuple[MemberScore, ...], span: Span, mixture: tuple[float, ...]
+) -> float | None:
+    """The blend's log-likelihood where its law over a text has a closed form.
+
+    Span token: Σ log Σ λᵢ pᵢ. Span response: log Σ λᵢ Π pᵢ. One member: its own.
+    """
+    if len(members) == 1:
+        return members[0].logprob
+    if span == "response":
+        return _log_sum_exp([math.log(m.weight) + m.logprob for m in members])
+    return math.fsum(mixture) if mixture else None
+
+
+def _log_sum_exp(values: list[float]) -> float:
+    top = max(values)
+    if top == -math.inf:
+        return top
+    return top + math.log(math.fsum(math.exp(value - top) for value in values))
