@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
+
 from cluster.distribution import Distribution, Ids, Logprobs
 from cluster.text.borders import Border
 
@@ -54,6 +56,11 @@ class Combined:
     logprobs: Logprobs  # [ids], normalised; the token is drawn from these
     shares: Logprobs  # [members, ids]: how much each has to do with an id; columns sum to 1
     bound: float = 0.0  # total variation between this and the exact distribution, at most
+
+    def logprob_of(self, id: int) -> float:
+        """The log-probability of one id; -inf for one that is not among them."""
+        at = np.flatnonzero(self.ids == id)
+        return float(self.logprobs[at[0]]) if len(at) else -np.inf
 
 
 @dataclass(frozen=True, slots=True)

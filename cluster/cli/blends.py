@@ -54,13 +54,13 @@ def _print_all(console: Console, listed: blend_pb2.ListBlendsResponse) -> None:
         (
             blend.name + (" (default)" if blend.name == listed.default_blend else ""),
             blend.method,
-            span_words(blend),
-            " ".join(f"{member.name}={member.weight:.2g}" for member in blend.members),
+            rule_words(blend),
+            " ".join(f"{m.name}={m.role or format(m.weight, '.2g')}" for m in blend.members),
             blend.description,
         )
         for blend in listed.blends
     ]
-    print_table(console, ("blend", "method", "span", "members", "description"), rows)
+    print_table(console, ("blend", "method", "rule", "members", "description"), rows)
 
 
 def _print_one(console: Console, blend: blend_pb2.Blend) -> None:
@@ -72,7 +72,7 @@ def _print_one(console: Console, blend: blend_pb2.Blend) -> None:
 
     print_line(
         console,
-        Text.assemble((blend.name, "bold"), f"  {blend.method}, span {span_words(blend)}  ")
+        Text.assemble((blend.name, "bold"), f"  {blend.method}, {rule_words(blend)}  ")
         + Text(f"revision {blend.revision}", "dim"),
     )
     if blend.description:
@@ -83,7 +83,10 @@ def _print_one(console: Console, blend: blend_pb2.Blend) -> None:
     for member in blend.members:
         style = voices.style(member.name)
         line = Text.assemble(f"  {voices.tag(member.name):<4} ", (f"{member.name:<{width}}", style))
-        line.append("  ").append(bar(member.weight), style).append(f" {member.weight:>6.1%}")
+        if member.role:
+            line.append(f"  {member.role}")
+        else:
+            line.append("  ").append(bar(member.weight), style).append(f" {member.weight:>6.1%}")
         print_line(console, line)
     print_line(console)
     rows = [
@@ -107,6 +110,14 @@ def _print_one(console: Console, blend: blend_pb2.Blend) -> None:
     )
     print_line(console, f"sampling  {sampling or 'temperature 1'}")
     print_line(console, f"limit     {blend.max_tokens:,} tokens a reply")
+
+
+def rule_words(blend: blend_pb2.Blend) -> str:
+    """The rule and its parameters, or the span of a mixture: span token, span 4 tokens, …"""
+    if blend.method == "mixture":
+        return f"span {span_words(blend)}"
+    numbers = (f"{name} {value:g}" for name, value in sorted(blend.parameters.items()))
+    return ", ".join(filter(None, (blend.rule, *numbers)))
 
 
 def span_words(blend: blend_pb2.Blend) -> str:

@@ -12,6 +12,7 @@ from cluster.cli.blends import blends
 from cluster.cli.chat import chat
 from cluster.cli.generate import generate
 from cluster.cli.options import JsonOption
+from cluster.cli.perplexity import perplexity
 
 app = typer.Typer(
     name="cuvee",
@@ -24,6 +25,11 @@ app = typer.Typer(
 )
 models = typer.Typer(
     help="Models that blend files can name.", no_args_is_help=True, rich_markup_mode=None
+)
+evaluate = typer.Typer(
+    help="Measure blends and members on texts of yours.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 RevisionOption = Annotated[
@@ -99,4 +105,7 @@ def fetch_model(
     raise typer.Exit(fetch_model(name, revision, as_json, Console()))
 
 
+evaluate.command()(perplexity)
+
 app.add_typer(models, name="models")
+app.add_typer(evaluate, name="eval")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
+from cluster.blending.base import Together
 from cluster.engine.types import SamplingParams
-from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable, Unsupported
+from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable
 from cluster.members.base import (
     Form,
     Member,
@@ -24,6 +25,7 @@ from cluster.members.base import (
 from cluster.members.seat import Seat
 from cluster.router.coordinator import Generation
 from cluster.router.plan import (
+    Plan,
     ServedBlend,
     blend_weights,
     check_prompt_renders,
@@ -31,6 +33,7 @@ from cluster.router.plan import (
     make_plan,
     overridden,
     sampling_params,
+    scoring_plan,
 )
 from cluster.router.requests import (
     GenerationRequest,
@@ -41,6 +44,9 @@ from cluster.router.requests import (
     check_prompt,
 )
 from cluster.router.scoring import blend_logprob, has_closed_form, mixture_logprobs
+from cluster.router.seats import Seats
+from cluster.router.together import combined_next
+from cluster.router.transcript import Transcript
 from cluster.spec import ClusterSpec, MixtureSpec, SamplingSpec
 
 logger = logging.getLogger(__name__)
@@ -104,23 +110,17 @@ class Router:
                     yield update
 
     async def score(self, request: ScoreRequest) -> Score:
-        """Measure a continuation under every member with a positive weight, and under the blend."""
+        """Measure a continuation under every member that takes part, and under the blend."""
         blend = self.blend(request.blend)
         spec = overridden(blend, request.overrides)
-        if request.overrides.member is None and not has_closed_form(spec):
-            raise Unsupported(
-                "SCORE_UNSUPPORTED",
-                f"a text has no score under method {spec.method} in this version; "
-                "expected a blend that is a mixture or a mean, or a pinned member",
-                field="blend",
-            )
         weights = {n: w for n, w in blend_weights(spec, request.overrides).items() if w > 0}
         infos = [blend.infos[name] for name in weights]
         check_prompt_renders(request.prompt, infos)
+        sampling = sampling_params(request.sampling, SamplingSpec())
         start = SequenceStart(
             prompt=request.prompt,
             form=Form.TOKEN_IDS,
-            sampling=sampling_params(request.sampling, SamplingSpec()),
+            sampling=sampling,
             seed=0,
             prefill=False,
             max_prompt_tokens=self.spec.limits.max_prompt_tokens,
@@ -128,12 +128,18 @@ class Router:
         want = Step(0, ScoreText(request.continuation))
         with self._admitted():
             found = await self._on_each(sorted(weights), start, want)
-        members = tuple(
-            MemberScore(name, weight, tuple(found[name][1])) for name, weight in weights.items()
-        )
-        one_vocabulary = form_of(infos) is Form.TOKEN_IDS
-        span = request.overrides.span or spec.span_for(one_vocabulary=one_vocabulary)
-        mixture = mixture_logprobs(members) if one_vocabulary and span in ("token", 1) else ()
+            members = tuple(
+                MemberScore(name, weight, tuple(found[name][1])) for name, weight in weights.items()
+            )
+            span = request.overrides.span or spec.span_for(
+                one_vocabulary=form_of(infos) is Form.TOKEN_IDS
+            )
+            mixture: tuple[float, ...] = ()
+            if len(members) > 1 and not has_closed_form(spec):
+                plan = scoring_plan(request, blend, spec, sampling)
+                mixture = await self._score_together(plan, members[0].tokens)
+            elif form_of(infos) is Form.TOKEN_IDS and span in ("token", 1):
+                mixture = mixture_logprobs(members, spec)
         return Score(
             blend=blend.name,
             revision=blend.revision,
@@ -142,6 +148,23 @@ class Router:
             logprob=blend_logprob(members, span, mixture),
             num_bytes=len(request.continuation.encode()),
         )
+
+    async def _score_together(self, plan: Plan, tokens: Sequence[StepToken]) -> tuple[float, ...]:
+        """Each token's log-probability where all members make the distribution, token by token."""
+        assert isinstance(plan.method, Together)
+        seats = Seats(plan, self._members, self.spec.limits.lease_timeout_s)
+        transcript = Transcript(plan.members, plan.form, ())
+        found = []
+        try:
+            await seats.sit_down(plan.method.speakers, first=plan.method.speakers)
+            for token in tokens:
+                combined = await combined_next(plan.method, seats, transcript, (token.id,))
+                assert combined is not None, "members took the whole text before"
+                found.append(combined.logprob_of(token.id))
+                transcript.commit(0, [token])
+        finally:
+            await seats.leave()
+        return tuple(found)
 
     async def count_tokens(self, blend_name: str, prompt: Prompt) -> dict[str, tuple[int, int]]:
         """By member: the prompt's tokens, and the most that member can hold."""

@@ -14,7 +14,7 @@ from cluster.blending.warping import Warp
 from cluster.engine.types import SamplingParams
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
-from cluster.router.requests import GenerationRequest, Overrides, Sampling
+from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest
 from cluster.spec import (
     BlendSpec,
     ContrastSpec,
@@ -114,6 +114,28 @@ def make_plan(
         num_top=request.output.num_top_candidates,
         max_prompt_tokens=limits.max_prompt_tokens,
         stop=stopping.stop,
+        tokens=_common_tokens([blend.tokens[m] for m in members if m in blend.tokens]),
+    )
+
+
+def scoring_plan(
+    request: ScoreRequest, blend: ServedBlend, spec: BlendSpec, sampling: SamplingParams
+) -> Plan:
+    """How to follow a given text with all members at once."""
+    members = tuple(spec.members)
+    return Plan(
+        blend=blend,
+        members=members,
+        method=make_method(spec, request.overrides, blend, sampling, seed=0),
+        form=Form.TOKEN_IDS,
+        sampling=sampling,
+        seed=0,
+        prompt=request.prompt,
+        max_tokens=0,
+        end_allowed_from=0,
+        num_top=0,
+        max_prompt_tokens=NEVER_ENDS,
+        stop=(),
         tokens=_common_tokens([blend.tokens[m] for m in members if m in blend.tokens]),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from cluster.blending.adaptive import Adaptation, Evidence
 from cluster.blending.base import Span
 from cluster.router.requests import MemberScore
 from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec
@@ -15,12 +16,27 @@ def has_closed_form(spec: BlendSpec) -> bool:
     return is_mean or isinstance(spec, MixtureSpec)
 
 
-def mixture_logprobs(members: tuple[MemberScore, ...]) -> tuple[float, ...]:
-    """log Σ λᵢ pᵢ per token, for members with the same tokens."""
-    return tuple(
-        _log_sum_exp([math.log(m.weight) + m.tokens[t].logprob for m in members])
-        for t in range(len(members[0].tokens))
-    )
+def mixture_logprobs(members: tuple[MemberScore, ...], spec: BlendSpec) -> tuple[float, ...]:
+    """log Σ λᵢ pᵢ per token, for members with the same tokens.
+
+    Where weights adapt, those of each token follow all tokens before it.
+    """
+    weights = [member.weight for member in members]
+    evidence = None
+    if isinstance(spec, MixtureSpec) and spec.adapt is not None:
+        adapt = spec.adapt
+        evidence = Evidence(weights, Adaptation(adapt.strength, adapt.window, adapt.floor))
+    found = []
+    for position in range(len(members[0].tokens)):
+        logprobs = [member.tokens[position].logprob for member in members]
+        if evidence is not None:
+            weights = evidence.weights()
+            for index, logprob in enumerate(logprobs):
+                evidence.note(index, position, [logprob])
+        found.append(
+            _log_sum_exp([math.log(w) + p for w, p in zip(weights, logprobs, strict=True) if w])
+        )
+    return tuple(found)
 
 
 def blend_logprob(

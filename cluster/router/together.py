@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,13 +23,15 @@ from cluster.router.transcript import Transcript
 T = TypeVar("T")
 
 
-async def combined_next(method: Together, seats: Seats, transcript: Transcript) -> Combined | None:
+async def combined_next(
+    method: Together, seats: Seats, transcript: Transcript, ids: tuple[int, ...] = ()
+) -> Combined | None:
     """What all members together make of the next token; None when one's context is full.
 
-    All are asked at the same time. Whoever is asked again about the same token, because others
-    told of ids that it did not, answers without a forward pass.
+    All are asked at the same time; `ids` are told of, however unlikely. Whoever is asked again of
+    the same token, because others told of ids that it did not, answers without a forward pass.
     """
-    asks: Sequence[Ask | None] = method.rule.first_asks()
+    asks: Sequence[Ask | None] = [replace(ask, ids=ids) for ask in method.rule.first_asks()]
     told: list[Distribution] = []
     while any(asks):
         news = await _all_of(

@@ -11,7 +11,7 @@ from tests.cli.scripted_server import Script, make_blend
 def test_the_list_marks_the_default(script: Script, cuvee: Cuvee) -> None:
     script.blends.append(make_blend("solo", ["ann"]))
     lines = cuvee("blends").stdout.splitlines()
-    assert lines[1].split()[:4] == ["duo", "(default)", "mixture", "token"]
+    assert lines[1].split()[:4] == ["duo", "(default)", "mixture", "span"]
     assert "ann=0.5 bob=0.5" in lines[1]
     assert "(default)" not in lines[2]
 
@@ -21,6 +21,22 @@ def test_one_blend_shows_weights_models_and_limits(cuvee: Cuvee) -> None:
     for words in ("revision abc123", "50.0%", "scripted:ann", "2,048", "token ids", "1,024 tokens"):
         assert words in shown
     assert "temperature 0.8" in shown
+
+
+def test_members_with_roles_show_these_and_the_parameters(script: Script, cuvee: Cuvee) -> None:
+    proxy = make_blend("tuned", ["ann", "bob", "cid"])
+    proxy.method = "proxy"
+    proxy.parameters["alpha"] = 0.8
+    for member, role in zip(proxy.members, ("base", "expert", "anti"), strict=True):
+        member.role, member.weight = role, 0
+    script.blends.append(proxy)
+    listed = cuvee("blends").stdout
+    assert "ann=base bob=expert cid=anti" in listed
+    assert "alpha 0.8" in listed
+    shown = cuvee("blends", "tuned").stdout
+    assert "proxy, alpha 0.8" in shown
+    assert "expert" in shown
+    assert "0.0%" not in shown
 
 
 def test_json_keeps_the_names_of_the_proto_files(cuvee: Cuvee) -> None:

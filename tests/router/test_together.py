@@ -298,14 +298,21 @@ async def test_members_of_unlike_vocabularies_are_refused(rig: Rig) -> None:
     assert caught.value.reason == "VOCABULARY_MISMATCH"
 
 
-async def test_a_mean_scores_as_its_mixture_and_others_say_that_they_do_not(rig: Rig) -> None:
-    def request(blend: str) -> ScoreRequest:
-        return ScoreRequest(blend, Prompt(text="It is a truth"), " universally acknowledged")
-
-    mean, mixture = (
-        await rig.router.score(request("mean")),
-        await rig.router.score(request("tokens")),
-    )
+async def test_a_text_scores_under_every_rule_as_its_formula_says(rig: Rig) -> None:
+    prompt, continuation = "It is a truth", " universally acknowledged"
+    folder = resolve("embedded:tiny-base", download=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pieces = [tokenizer.decode([i]) for i in tokenizer(continuation).input_ids]
+    assert "".join(pieces) == continuation
+    for blend in ("mean", "product", "proxy", "contrast"):
+        score = await rig.router.score(ScoreRequest(blend, Prompt(text=prompt), continuation))
+        wanted, text = [], prompt
+        for piece, token in zip(pieces, score.members[0].tokens, strict=True):
+            with np.errstate(divide="ignore"):
+                wanted.append(float(np.log(expected(blend, text, 1.0, 1.0)[token.id])))
+            text += piece
+        assert list(score.mixture) == pytest.approx(wanted, abs=1e-4)
+        assert score.logprob == pytest.approx(sum(wanted), abs=1e-3)
+    mixture = await rig.router.score(ScoreRequest("tokens", Prompt(text=prompt), continuation))
+    mean = await rig.router.score(ScoreRequest("mean", Prompt(text=prompt), continuation))
     assert mean.logprob == pytest.approx(mixture.logprob)
-    with pytest.raises(Unsupported, match="no score under method proxy"):
-        await rig.router.score(request("proxy"))

@@ -1,0 +1,192 @@
+"""`cuvee eval perplexity`: how well members and blends predict given texts, side by side.
+
+The unit is bits per byte, so that members with different tokenizers compare. A text is cut into
+passages; each is measured given the characters before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.cli.options import DEFAULT_SERVER, JsonOption, ServerOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cluster.cli.call import Server
+    from cuvee.v1 import generation_pb2 as pb
+
+_NUM_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A stretch of a file, and what comes before it."""
+
+    file: str
+    before: str
+    text: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one member or blend made of all passages; None where it has no likelihood."""
+
+    nats: list[float] = field(default_factory=list)  # by passage
+    num_bytes: list[int] = field(default_factory=list)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Lower is better; inf if something was impossible."""
+        return -math.fsum(self.nats) / math.log(2) / sum(self.num_bytes)
+
+
+def perplexity(
+    files: Annotated[list[Path], typer.Argument(help="Text files, read as UTF-8.")],
+    blend: Annotated[
+        list[str] | None, typer.Option("--blend", "-b", help="Repeat for more. Default: all.")
+    ] = None,
+    context: Annotated[
+        int, typer.Option(min=1, help="Characters given before each passage.")
+    ] = 200,
+    passage: Annotated[int, typer.Option(min=1, help="Characters of a passage.")] = 400,
+    limit: Annotated[int, typer.Option(min=1, help="Most passages per file.")] = 50,
+    server: ServerOption = DEFAULT_SERVER,
+    as_json: JsonOption = False,
+) -> None:
+    """Bits per byte of texts under every member and blend of a server; lower is better."""
+    from rich.console import Console
+
+    from cluster.cli.call import calling
+    from cluster.cli.output import print_json
+    from cuvee.v1 import blend_pb2
+
+    passages = [p for file in files for p in cut(file, context, passage, limit)]
+    with calling(server, as_json=as_json) as called:
+        listed = called.blends.ListBlends(blend_pb2.ListBlendsRequest(), timeout=10)
+        names = blend or [served.name for served in listed.blends]
+        tallies = _measure(called, names, passages)
+    rows = sorted(tallies.items(), key=lambda item: item[1].bits_per_byte)
+    if as_json:
+        print_json(Console(), _as_mapping(files, passages, rows))
+    else:
+        _print(Console(), passages, rows)
+
+
+def cut(file: Path, context: int, passage: int, limit: int) -> Iterator[Passage]:
+    """Passages one after another, each with the characters before it; a short last one counts."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file}: {error}", param_hint="FILES") from None
+    if len(text) <= context:
+        raise typer.BadParameter(
+            f"{file} has {len(text)} characters; expected more than --context, {context}",
+            param_hint="FILES",
+        )
+    for begin in list(range(context, len(text), passage))[:limit]:
+        yield Passage(str(file), text[begin - context : begin], text[begin : begin + passage])
+
+
+def _measure(
+    called: Server, names: Sequence[str], passages: Sequence[Passage]
+) -> dict[tuple[str, str], Tally]:
+    """By (kind, name); a member that several blends share is measured once."""
+    import sys
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from cuvee.v1 import generation_pb2 as pb
+
+    tallies: dict[tuple[str, str], Tally] = {}
+
+    def score(job: tuple[str, Passage]) -> pb.ScoreResponse:
+        name, passage = job
+        request = pb.ScoreRequest(blend=name, prompt=passage.before, continuation=passage.text)
+        return called.generation.Score(request)
+
+    jobs = [(name, passage) for name in names for passage in passages]
+    console = Console(file=sys.stderr)
+    with ThreadPoolExecutor(_NUM_AT_ONCE) as pool:
+        answers = track(
+            pool.map(score, jobs),
+            "measuring",
+            total=len(jobs),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        first_of: dict[str, str] = {}
+        for (name, _), answer in zip(jobs, answers, strict=True):
+            if answer.HasField("logprob"):
+                _add(tallies, ("blend", name), answer.logprob, answer.num_bytes)
+            for member in answer.members:
+                if first_of.setdefault(member.member, name) == name:
+                    _add(tallies, ("member", member.member), member.logprob, answer.num_bytes)
+    return tallies
+
+
+def _add(
+    tallies: dict[tuple[str, str], Tally], key: tuple[str, str], nats: float, num_bytes: int
+) -> None:
+    tally = tallies.setdefault(key, Tally())
+    tally.nats.append(nats)
+    tally.num_bytes.append(num_bytes)
+
+
+def _print(
+    console: Console, passages: Sequence[Passage], rows: Sequence[tuple[tuple[str, str], Tally]]
+) -> None:
+    from rich.text import Text
+
+    from cluster.cli.output import print_line
+    from cluster.cli.paint import bar
+
+    finite = [tally.bits_per_byte for _, tally in rows if math.isfinite(tally.bits_per_byte)]
+    worst = max(finite, default=1.0)
+    width = max((len(name) for (_, name), _ in rows), default=0)
+    for (kind, name), tally in rows:
+        bits = tally.bits_per_byte
+        words = f"{bits:.4f}" if math.isfinite(bits) else "∞: it excludes some token"
+        line = Text.assemble((f"{name:<{width}}", "bold"), f"  {kind:<6}  ", words)
+        if math.isfinite(bits):
+            line.append("  ").append(bar(bits / worst), "cyan")
+        print_line(console, line)
+    num_bytes = sum(len(passage.text.encode()) for passage in passages)
+    print_line(console)
+    print_line(
+        console,
+        f"bits per byte over {len(passages)} passages, {num_bytes:,} bytes; lower is better",
+    )
+
+
+def _as_mapping(
+    files: Sequence[Path],
+    passages: Sequence[Passage],
+    rows: Sequence[tuple[tuple[str, str], Tally]],
+) -> dict[str, object]:
+    return {
+        "ok": True,
+        "files": [str(file) for file in files],
+        "num_passages": len(passages),
+        "num_bytes": sum(len(passage.text.encode()) for passage in passages),
+        "bits_per_byte": [
+            {
+                "name": name,
+                "kind": kind,
+                "bits_per_byte": bits if math.isfinite(bits := tally.bits_per_byte) else None,
+                "by_passage": [
+                    -nats / math.log(2) / size if math.isfinite(nats) else None
+                    for nats, size in zip(tally.nats, tally.num_bytes, strict=True)
+                ],
+            }
+            for (kind, name), tally in rows
+        ],
+    }

@@ -1,0 +1,102 @@
+"""`cuvee eval perplexity` against a real server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+import cluster.models
+from cluster.cli.main import app
+from cluster.cli.perplexity import cut
+from cluster.models.resolve import resolve
+from tests.rig import running
+
+HELD_OUT = Path(cluster.models.__file__).parent / "embedded" / "held_out" / "austen.txt"
+TINY = "dtype: float32, kv_memory: 32MiB"
+SPEC = f"""
+version: 1
+members:
+  austen: {{model: embedded:tiny-austen, {TINY}}}
+  kjv: {{model: embedded:tiny-kjv, {TINY}}}
+  bytes: {{model: embedded:tiny-bytes, {TINY}}}
+blends:
+  tokens: {{method: mixture, members: {{austen: 0.5, kjv: 0.5}}}}
+  adaptive: {{method: mixture, adapt: {{}}, members: {{austen: 0.5, kjv: 0.5}}}}
+  product: {{method: ensemble, rule: product, members: {{austen: 0.5, kjv: 0.5}}}}
+  contrast: {{method: contrast, members: {{austen: expert, kjv: amateur}}}}
+  words: {{method: mixture, members: {{austen: 0.5, bytes: 0.5}}}}
+"""
+SIZES = ("--context", "60", "--passage", "120", "--limit", "3")
+
+
+async def measured(*arguments: str) -> Any:
+    async with running(SPEC) as rig:
+        environment = {"CUVEE_SERVER": f"127.0.0.1:{rig.edge.port}", "COLUMNS": "120"}
+        command = ["eval", "perplexity", *arguments]
+        return await asyncio.to_thread(CliRunner().invoke, app, command, env=environment)
+
+
+def plain_bits_per_byte(model: str) -> float:
+    folder = resolve(model, download=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    nats, num_bytes = 0.0, 0
+    for passage in cut(HELD_OUT, 60, 120, 3):
+        before = tokenizer(passage.before).input_ids
+        text = tokenizer(passage.text, add_special_tokens=False).input_ids
+        with torch.inference_mode():
+            rows = torch.log_softmax(plain(torch.tensor([before + text])).logits[0].double(), -1)
+        nats -= sum(float(rows[len(before) - 1 + i, id]) for i, id in enumerate(text))
+        num_bytes += len(passage.text.encode())
+    return nats / math.log(2) / num_bytes
+
+
+async def test_members_and_blends_are_measured_side_by_side() -> None:
+    result = await measured(str(HELD_OUT), *SIZES, "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    bits = {row["name"]: row["bits_per_byte"] for row in answer["bits_per_byte"]}
+    kinds = {row["name"]: row["kind"] for row in answer["bits_per_byte"]}
+    assert answer["num_passages"] == 3
+    assert {name for name, kind in kinds.items() if kind == "member"} == {"austen", "kjv", "bytes"}
+    assert bits["austen"] == pytest.approx(plain_bits_per_byte("embedded:tiny-austen"), abs=1e-3)
+    assert bits["bytes"] == pytest.approx(plain_bits_per_byte("embedded:tiny-bytes"), abs=1e-3)
+    assert bits["austen"] < bits["adaptive"] < bits["tokens"] < bits["kjv"]
+    assert bits["contrast"] is None  # it excludes tokens that occur
+    assert "words" not in bits  # text between tokenizers: no likelihood in closed form
+    assert math.isfinite(bits["product"])
+
+
+async def test_people_get_a_sorted_picture() -> None:
+    result = await measured(str(HELD_OUT), *SIZES, "--blend", "tokens", "--blend", "contrast")
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["austen", "tokens", "kjv"]
+    assert "█" in lines[0]
+    assert "contrast" in lines[3]
+    assert "∞: it excludes some token" in lines[3]
+    assert lines[-1].startswith("bits per byte over 3 passages")
+
+
+def test_a_text_without_room_for_a_passage_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "short.txt"
+    file.write_text("short")
+    result = CliRunner().invoke(app, ["eval", "perplexity", str(file)])
+    assert result.exit_code == 2
+    assert "5 characters" in result.stderr
+
+
+def test_passages_cover_the_text_once(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("".join(chr(97 + i % 26) for i in range(1000)))
+    passages = list(cut(file, 100, 300, 50))
+    assert [len(passage.text) for passage in passages] == [300, 300, 300]
+    assert "".join(passage.text for passage in passages) == file.read_text()[100:]
+    assert all(len(passage.before) == 100 for passage in passages)
