@@ -35,10 +35,11 @@ demo: setup  ## Start the cluster on loopback, show a blended reply, stop
 test: check  ## Run all checks, then all tests
 	$(BIN)/pytest
 
-check: setup protos-check  ## Run the checks, cheapest first
+check: setup  ## Run the checks, cheapest first
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against released.binpb
+	@$(MAKE) --no-print-directory protos-check
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 

@@ -30,6 +30,10 @@ blends:
   tokens: {{method: mixture, span: token, members: {{austen: 0.5, kjv: 0.5}}}}
   replies: {{method: mixture, span: response, members: {{austen: 0.5, kjv: 0.5}}}}
   mixed: {{method: mixture, span: word, members: {{austen: 0.5, bytes: 0.5}}}}
+  adaptive: {{method: mixture, adapt: {{floor: 0.05}}, members: {{austen: 0.5, kjv: 0.5}}}}
+  mean: {{method: ensemble, candidates: 32, members: {{austen: 0.5, kjv: 0.5}}}}
+  product: {{method: ensemble, rule: product, exact: true, members: {{austen: 0.5, kjv: 0.5}}}}
+  contrast: {{method: contrast, beta: 0.4, members: {{austen: expert, kjv: amateur}}}}
 serving: {{port: 0}}
 limits: {{max_new_tokens: 1000}}
 """

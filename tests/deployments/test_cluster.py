@@ -40,6 +40,17 @@ def test_a_seed_gives_its_text_alone_and_among_sixteen_over_two_replicas(
     assert len({reply.text for reply in together}) == 16
 
 
+def test_fifty_requests_of_all_methods_at_once_say_what_each_says_alone(client: Client) -> None:
+    blends = ["tokens", "replies", "mixed", "adaptive", "mean", "product", "contrast"]
+    requests: list[dict[str, Any]] = [
+        {"blend": blends[i % len(blends)], "stopping": {"max_tokens": 24}, **sampling(i)}
+        for i in range(50)
+    ]
+    together = at_once(client, requests)
+    alone = [client.stream(**fields) for fields in requests]
+    assert [reply.text for reply in together] == [reply.text for reply in alone]
+
+
 def test_a_pinned_member_speaks_alone(client: Client) -> None:
     reply = client.stream(blend="tokens", overrides={"member": "kjv"}, **sampling(1))
     assert set(reply.members) == {"kjv"}
