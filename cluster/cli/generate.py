@@ -12,9 +12,10 @@ from cluster.cli.options import (
     JsonOption,
     MarksOption,
     ServerOption,
+    SetOption,
     TimeoutOption,
+    parse_numbers,
     parse_span,
-    parse_weights,
     read_prompt,
 )
 
@@ -61,6 +62,7 @@ def generate(
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Replace the weights; repeat it per member."),
     ] = None,
+    parameters: SetOption = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="End before this text; may be repeated."),
@@ -75,7 +77,8 @@ def generate(
     Piped, stdout carries the text alone; the legend goes to stderr.
     """
     text = read_prompt(prompt)
-    weights = parse_weights(weight or [])
+    weights = parse_numbers(weight or [], "--weight")
+    numbers = parse_numbers(parameters or [], "--set")
     spoken_span = parse_span(span) if span else None
     from cuvee.v1 import generation_pb2 as pb
 
@@ -87,7 +90,9 @@ def generate(
             ),
             stopping=pb.Stopping(max_tokens=max_tokens, stop=stop or []),
             output=pb.OutputOptions(logprobs=logprobs),
-            overrides=pb.BlendOverrides(weights=weights, span=spoken_span, member=member),
+            overrides=pb.BlendOverrides(
+                weights=weights, span=spoken_span, member=member, parameters=numbers
+            ),
         )
         if chat:
             request.chat.messages.add(role=pb.ROLE_USER, content=text)

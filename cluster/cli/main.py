@@ -10,6 +10,7 @@ import typer
 from cluster import __version__
 from cluster.cli.blends import blends
 from cluster.cli.chat import chat
+from cluster.cli.explain import explain
 from cluster.cli.generate import generate
 from cluster.cli.options import JsonOption
 from cluster.cli.perplexity import perplexity
@@ -54,6 +55,7 @@ def _root(
 
 app.command()(generate)
 app.command()(chat)
+app.command()(explain)
 app.command()(blends)
 
 

@@ -22,6 +22,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machin
 MarksOption = Annotated[
     bool, typer.Option("--marks", help="Mark each change of speaker in the text: ⟨k⟩.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=NUMBER", help="Replace a parameter of the method; may be repeated."
+    ),
+]
 TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after.")
 ]
@@ -36,23 +42,23 @@ def read_prompt(prompt: str | None) -> str:
     return sys.stdin.read().removesuffix("\n")
 
 
-def parse_weights(given: list[str]) -> dict[str, float]:
+def parse_numbers(given: list[str], option: str) -> dict[str, float]:
     """`name=0.7`, several times."""
-    weights: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for text in given:
-        name, equals, number = text.partition("=")
+        name, equals, words = text.partition("=")
         try:
-            weight = float(number)
+            number = float(words)
         except ValueError:
             equals = ""
         if not (name and equals):
             raise typer.BadParameter(
-                f"got {text!r}; expected MEMBER=NUMBER, such as austen=0.7", param_hint="--weight"
+                f"got {text!r}; expected NAME=NUMBER, such as austen=0.7", param_hint=option
             )
-        if name in weights:
-            raise typer.BadParameter(f"{name} is given twice", param_hint="--weight")
-        weights[name] = weight
-    return weights
+        if name in numbers:
+            raise typer.BadParameter(f"{name} is given twice", param_hint=option)
+        numbers[name] = number
+    return numbers
 
 
 def parse_span(text: str) -> pb.Span:

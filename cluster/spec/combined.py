@@ -25,7 +25,7 @@ class EnsembleSpec(BlendBase):
         description="weights of at least 0 by member, such as {austen: 0.5, kjv: 0.5}"
     )
     candidates: int = Field(
-        default=64,
+        default=256,
         ge=1,
         le=65536,
         description="how many likeliest tokens each member tells, from 1 to 65536",

@@ -104,8 +104,8 @@ def test_logprobs_are_listed_by_token(cuvee: Cuvee) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--weight", "ann"), "expected MEMBER=NUMBER"),
-        (("--weight", "ann=much"), "expected MEMBER=NUMBER"),
+        (("--weight", "ann"), "expected NAME=NUMBER"),
+        (("--weight", "ann=much"), "expected NAME=NUMBER"),
         (("--weight", "ann=1", "--weight", "ann=2"), "given twice"),
         (("--span", "line"), "expected token, word"),
         (("--span", "0"), "expected token, word"),
