@@ -243,6 +243,10 @@ class ReplicaSequence:
 
     def on_output(self, output: Output) -> None:
         """Pass on what one forward pass gave; called on the event loop."""
+        with self._failing("OUTPUT_FAILED"):
+            self._pass_on(output)
+
+    def _pass_on(self, output: Output) -> None:
         if output.end is WorkEnd.FAILED:
             self._tell(Failed(InternalError("ENGINE_FAILED", output.error)))
             return

@@ -74,6 +74,25 @@ async def test_a_stream_without_credentials_is_refused(metadata: Any) -> None:
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("forgery", [{}, *FORGERIES.values()], ids=["a live lease", *FORGERIES])
+async def test_a_vocabulary_is_told_to_holders_of_a_live_lease_alone(
+    forgery: dict[str, Any],
+) -> None:
+    async with served() as line:
+        held = line.server.lease()
+        grant = replace(await anext(held), **forgery)
+        transport = GrantedLease(line.pool, grant).transport
+        if forgery:
+            with pytest.raises(ReplicaLost, match="UNAUTHENTICATED"):
+                await transport.tokens()
+        else:
+            tokens = await transport.tokens()
+            text = line.server.replica.text
+            assert tuple(tokens.bytes) == tuple(text.token_bytes)
+            assert tokens.end_ids == set(text.end_ids)
+        await held.aclose()
+
+
 @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES.keys())
 async def test_every_sequence_needs_a_live_lease_of_its_own(forgery: dict[str, Any]) -> None:
     async with served() as line, seated(await line.lease(), start_of()) as honest:

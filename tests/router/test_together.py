@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from copy import copy
 from typing import Any
 
@@ -252,6 +253,20 @@ async def test_a_lost_replica_leaves_no_trace_in_a_text_by_all() -> None:
     assert text == undisturbed
     assert outcome is not None
     assert sum(usage.leases for usage in outcome.usage) == 3
+
+
+async def test_leaving_early_gives_everything_back(rig: Rig) -> None:
+    request = GenerationRequest("mean", Prompt(text="He"), Sampling(seed=1), Stopping(300))
+    async with aclosing(rig.router.generate(request)) as updates:
+        async for update in updates:
+            if update.tokens:
+                break
+        assert rig.num_held() == (2, 2)
+    while rig.num_held() != (0, 0):
+        await asyncio.sleep(0.01)
+    for server in rig.all_servers:
+        while server.replica.engine._engine._rows:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.01)
 
 
 async def test_a_turn_ends_and_everything_is_given_back(rig: Rig) -> None:
