@@ -13,8 +13,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cluster.blending.base import Run
+from cluster.blending.base import Ask, Combined, Run
+from cluster.blending.combined import Mean
 from cluster.blending.mixture import Mixture
+from cluster.blending.warping import Warp, warped
+from cluster.distribution import Distribution
 
 _LEAST_LOGPROB = -50.0  # one impossible token must not decide for ever
 
@@ -73,13 +76,6 @@ class AdaptiveMixture:
     mixture: Mixture  # its weights are the prior
     evidence: Evidence = field(repr=False)
 
-    @classmethod
-    def begin(cls, mixture: Mixture, adaptation: Adaptation) -> AdaptiveMixture:
-        """At the beginning of a reply."""
-        total = sum(mixture.weights)
-        prior = [weight / total for weight in mixture.weights]
-        return cls(mixture, Evidence(prior, adaptation))
-
     @property
     def speakers(self) -> tuple[int, ...]:
         """Members with a positive prior."""
@@ -97,3 +93,36 @@ class AdaptiveMixture:
         """The run of spans from `position` that one member speaks, by the weights of now."""
         now = replace(self.mixture, weights=tuple(self.evidence.weights()))
         return now.next_run(position, max_tokens, dropped=dropped)
+
+
+@dataclass(frozen=True)
+class AdaptiveMean:
+    """Σ λᵢ pᵢ with weights that follow the transcript; members tell everything, as it is."""
+
+    evidence: Evidence = field(repr=False)
+    warp: Warp
+
+    def first_asks(self) -> list[Ask]:
+        """What to ask of each member at each token."""
+        return [Ask(0)] * len(self.weights())
+
+    def more_asks(self, told: Sequence[Distribution]) -> list[Ask | None]:
+        """Nothing: all is told."""
+        return [None] * len(told)
+
+    def combine(self, told: Sequence[Distribution]) -> Combined:
+        """The mean of what each member's distribution is warped to, by the weights of now."""
+        if not self.warp.is_greedy:
+            told = [replace(d, logprobs=warped(d.logprobs, self.warp)) for d in told]
+        return Mean(self.weights(), 0, self.warp).combine(told)
+
+    def learn(self, told: Sequence[Distribution], id: int) -> None:
+        """Every member has its view of the token at once."""
+        position = self.evidence.num_tokens
+        for member, distribution in enumerate(told):
+            logprobs = distribution.of(np.array([id]))
+            self.evidence.note(member, position, logprobs.tolist())
+
+    def weights(self) -> list[float]:
+        """The members' shares now."""
+        return self.evidence.weights()

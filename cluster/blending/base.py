@@ -56,11 +56,23 @@ class Combined:
     logprobs: Logprobs  # [ids], normalised; the token is drawn from these
     shares: Logprobs  # [members, ids]: how much each has to do with an id; columns sum to 1
     bound: float = 0.0  # total variation between this and the exact distribution, at most
+    told: tuple[Distribution, ...] = ()  # what it was made of
 
     def logprob_of(self, id: int) -> float:
         """The log-probability of one id; -inf for one that is not among them."""
         at = np.flatnonzero(self.ids == id)
         return float(self.logprobs[at[0]]) if len(at) else -np.inf
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A rule whose weights follow the transcript."""
+
+    def learn(self, told: Sequence[Distribution], id: int) -> None:
+        """The id was drawn, or given, where members told this."""
+
+    def weights(self) -> list[float]:
+        """The members' shares now."""
 
 
 @dataclass(frozen=True, slots=True)

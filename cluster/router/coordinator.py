@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-from cluster.blending.base import Listener, Run, Together
+from cluster.blending.base import Learner, Listener, Run, Together
 from cluster.errors import ReplicaLost
 from cluster.members.base import Draw, Form, Member, RunEnd, Step, StepEvent
 from cluster.members.seat import Seat
@@ -79,6 +79,8 @@ class Generation:
         if token.id in plan.tokens.end_ids and position >= plan.end_allowed_from:
             self._finish = FinishReason.END_OF_TURN
             return Update()
+        if isinstance(method.rule, Learner):
+            method.rule.learn(combined.told, token.id)
         shares = dict(zip(method.speakers, combined.shares[:, at].tolist(), strict=True))
         named = tuple((plan.members[index], share) for index, share in shares.items())
         leading = max(shares, key=lambda index: shares[index])
@@ -159,8 +161,6 @@ class Generation:
 
     def _outcome(self, finish: FinishReason | None) -> Outcome:
         assert finish is not None, "a reply ends for a reason"
-        method = self._plan.method
-        weights = method.weights() if isinstance(method, Listener) else None
         for usage, drawn in zip(self._seats.usage, self._transcript.drawn, strict=True):
             usage.drawn_tokens = drawn
         return Outcome(
@@ -170,6 +170,16 @@ class Generation:
             blend=self._plan.blend.name,
             revision=self._plan.blend.revision,
             num_tokens=self._transcript.position,
-            weights=dict(zip(self._plan.members, weights, strict=True)) if weights else {},
+            weights=self._weights(),
             usage=tuple(usage for usage in self._seats.usage if usage.leases),
         )
+
+    def _weights(self) -> dict[str, float]:
+        """The members' weights now, where they follow the transcript."""
+        method, names = self._plan.method, self._plan.members
+        if isinstance(method, Listener):
+            return dict(zip(names, method.weights(), strict=True))
+        if isinstance(method, Together) and isinstance(method.rule, Learner):
+            speakers = (names[index] for index in method.speakers)
+            return dict(zip(speakers, method.rule.weights(), strict=True))
+        return {}

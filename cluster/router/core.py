@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
-from cluster.blending.base import Together
+from cluster.blending.base import Learner, Together
 from cluster.engine.types import SamplingParams
 from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable
 from cluster.members.base import (
@@ -161,6 +161,8 @@ class Router:
                 combined = await combined_next(plan.method, seats, transcript, (token.id,))
                 assert combined is not None, "members took the whole text before"
                 found.append(combined.logprob_of(token.id))
+                if isinstance(plan.method.rule, Learner):
+                    plan.method.rule.learn(combined.told, token.id)
                 transcript.commit(0, [token])
         finally:
             await seats.leave()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cluster.blending.adaptive import Adaptation, AdaptiveMixture
+from cluster.blending.adaptive import Adaptation, AdaptiveMean, AdaptiveMixture, Evidence
 from cluster.blending.base import Method, Span, Together
 from cluster.blending.combined import Contrast, Mean, Product, Proxy
 from cluster.blending.mixture import Mixture
@@ -16,6 +16,7 @@ from cluster.errors import InvalidRequest, Unsupported
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
 from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest
 from cluster.spec import (
+    AdaptSpec,
     BlendSpec,
     ContrastSpec,
     EnsembleSpec,
@@ -187,16 +188,15 @@ def make_method(
             mixture = Mixture(tuple(weights.values()), span, seed)
             if spec.adapt is None or len(mixture.speakers) == 1:
                 return mixture
-            adapt = spec.adapt
-            return AdaptiveMixture.begin(
-                mixture, Adaptation(adapt.strength, adapt.window, adapt.floor)
-            )
+            return AdaptiveMixture(mixture, _evidence(list(weights.values()), spec.adapt))
         case _ if overrides.member is not None:
             return Mixture(tuple(weights.values()), "response", seed)
         case EnsembleSpec():
             speakers = tuple(i for i, name in enumerate(names) if weights[name] > 0)
             make = Mean if spec.rule == "mean" else Product
             shares = [weights[names[i]] for i in speakers]
+            if spec.adapt is not None:
+                return Together(speakers, AdaptiveMean(_evidence(shares, spec.adapt), warp))
             return Together(speakers, make(shares, 0 if spec.exact else spec.candidates, warp))
         case ProxySpec():
             base, expert, anti = (_index_of(spec, r) for r in ("base", "expert", "anti"))
@@ -205,6 +205,10 @@ def make_method(
             expert, amateur = _index_of(spec, "expert"), _index_of(spec, "amateur")
             rule = Contrast(expert, amateur, spec.beta, spec.plausibility, _CANDIDATES, warp)
             return Together((0, 1), rule)
+
+
+def _evidence(prior: Sequence[float], adapt: AdaptSpec) -> Evidence:
+    return Evidence(prior, Adaptation(adapt.strength, adapt.window, adapt.floor))
 
 
 def _index_of(spec: BlendSpec, role: str) -> int:

@@ -23,7 +23,7 @@ def mixture_logprobs(members: tuple[MemberScore, ...], spec: BlendSpec) -> tuple
     """
     weights = [member.weight for member in members]
     evidence = None
-    if isinstance(spec, MixtureSpec) and spec.adapt is not None:
+    if isinstance(spec, MixtureSpec | EnsembleSpec) and spec.adapt is not None:
         adapt = spec.adapt
         evidence = Evidence(weights, Adaptation(adapt.strength, adapt.window, adapt.floor))
     found = []

@@ -49,7 +49,7 @@ async def combined_next(
         else:
             told = [d.merged(next(fresh)) if ask else d for d, ask in zip(told, asks, strict=True)]
         asks = method.rule.more_asks(told)
-    return method.rule.combine(told)
+    return replace(method.rule.combine(told), told=tuple(told))
 
 
 def drawn_token(

@@ -120,6 +120,14 @@ class AdaptSpec(Frozen):
     )
 
 
+def check_floor(adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:
+    """Refuse a floor that the members' shares cannot have together."""
+    num_members = len(info.data.get("members", ()))
+    if adapt is not None and adapt.floor * num_members > 1:
+        raise refuse(f"expected a floor of at most 1/{num_members}, one share of {num_members}")
+    return adapt
+
+
 class MixtureSpec(BlendBase):
     """Each span is spoken by one member, drawn by weight."""
 
@@ -144,15 +152,10 @@ class MixtureSpec(BlendBase):
 
     @field_validator("adapt")
     @classmethod
-    def _has_room(cls, adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:
-        if adapt is None:
-            return None
-        if info.data.get("span") == "response":
+    def _can_adapt(cls, adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:
+        if adapt is not None and info.data.get("span") == "response":
             raise refuse("expected a span shorter than response: only who speaks again can adapt")
-        num_members = len(info.data.get("members", ()))
-        if adapt.floor * num_members > 1:
-            raise refuse(f"expected a floor of at most 1/{num_members}, one share of {num_members}")
-        return adapt
+        return check_floor(adapt, info)
 
     @property
     def needs_one_vocabulary(self) -> bool:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from cluster.spec.blend import BlendBase
+from cluster.spec.blend import AdaptSpec, BlendBase, check_floor
 from cluster.spec.values import Named, Weights, refuse
 
 
@@ -33,6 +33,16 @@ class EnsembleSpec(BlendBase):
     exact: bool = Field(
         default=False, description="true to tell all tokens instead of candidates, or false"
     )
+    adapt: AdaptSpec | None = Field(
+        default=None, description="a mapping such as {strength: 1, window: 128, floor: 0.01}"
+    )
+
+    @field_validator("adapt")
+    @classmethod
+    def _can_adapt(cls, adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:
+        if adapt is not None and not (info.data.get("rule") == "mean" and info.data.get("exact")):
+            raise refuse("expected rule: mean and exact: true with it; others have fixed weights")
+        return check_floor(adapt, info)
 
     @property
     def needs_one_vocabulary(self) -> bool:

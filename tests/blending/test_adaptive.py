@@ -65,7 +65,8 @@ def test_what_is_told_again_stands() -> None:
 
 
 def test_runs_are_planned_with_the_weights_of_now() -> None:
-    method = AdaptiveMixture.begin(Mixture((1.0, 1.0), "token", seed=3), Adaptation())
+    evidence = Evidence([0.5, 0.5], Adaptation())
+    method = AdaptiveMixture(Mixture((1.0, 1.0), "token", seed=3), evidence)
     fixed = Mixture((1.0, 1.0), "token", seed=3)
     assert method.next_run(0, 50, dropped=False) == fixed.next_run(0, 50, dropped=False)
     method.note(0, 0, [-20.0])

@@ -18,6 +18,7 @@ from cluster.blending.adaptive import Adaptation, Evidence
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
 from cluster.router.requests import (
+    FinishReason,
     GenerationRequest,
     Outcome,
     ReplyToken,
@@ -42,6 +43,7 @@ blends:
   fixed: {{{BLEND}}}
   adaptive: {{{BLEND}, adapt: {{floor: 0.02}}}}
   words: {{{BLEND}, span: word, adapt: {{strength: 0.5, window: 16, floor: 0.02}}}}
+  mean: {{{BLEND.replace("mixture", "ensemble")}, exact: true, adapt: {{floor: 0.02}}}}
   three: {{method: mixture, members: {{austen: 1, kjv: 1, bierce: 1}}}}
 """
 PROMPT = "And it came to pass, that the king said unto the people,"
@@ -54,12 +56,14 @@ async def rig() -> AsyncIterator[Rig]:
         yield rig
 
 
-async def reply(rig: Rig, blend: str, seed: int = 1) -> tuple[list[ReplyToken], Outcome]:
+async def reply(
+    rig: Rig, blend: str, seed: int = 1, *, ignore_eos: bool = True
+) -> tuple[list[ReplyToken], Outcome]:
     request = GenerationRequest(
         blend,
         Prompt(text=PROMPT),
         Sampling(seed=seed),
-        Stopping(max_tokens=NUM_TOKENS, ignore_eos=True),
+        Stopping(max_tokens=NUM_TOKENS, ignore_eos=ignore_eos),
     )
     updates = [update async for update in rig.router.generate(request)]
     outcome = updates[-1].outcome
@@ -92,6 +96,29 @@ async def test_weights_are_the_posterior_under_plain_transformers(rig: Rig, blen
     expected = dict(zip(MEMBERS, evidence.weights(), strict=True))
     assert outcome.weights == pytest.approx(expected, abs=1e-3)
     assert outcome.weights != pytest.approx({"austen": 0.5, "kjv": 0.5}, abs=0.01)
+
+
+async def test_a_mean_adapts_to_all_that_was_said_at_one_pass_per_member_and_token(
+    rig: Rig,
+) -> None:
+    tokens, outcome = await reply(rig, "mean", ignore_eos=False)
+    num_drawn = len(tokens) + (outcome.finish_reason is FinishReason.END_OF_TURN)
+    assert num_drawn > 20
+    evidence = Evidence([0.5, 0.5], Adaptation(floor=0.02))
+    ids = [token.token.id for token in tokens]
+    logprobs = [likelihoods(name, ids) for name in MEMBERS]
+    for position, token in enumerate(tokens):
+        weights = evidence.weights()
+        parts = [w * math.exp(known[position]) for w, known in zip(weights, logprobs, strict=True)]
+        assert math.exp(token.token.logprob) == pytest.approx(sum(parts), abs=1e-5)
+        shares = {name: part / sum(parts) for name, part in zip(MEMBERS, parts, strict=True)}
+        assert dict(token.shares) == pytest.approx(shares, abs=1e-3)
+        for member in range(2):
+            evidence.note(member, position, [logprobs[member][position]])
+    assert outcome.weights == pytest.approx(
+        dict(zip(MEMBERS, evidence.weights(), strict=True)), abs=1e-3
+    )
+    assert all(usage.seat.forward_passes == num_drawn for usage in outcome.usage)
 
 
 async def test_they_cost_no_forward_pass_and_no_message_more(rig: Rig) -> None:
