@@ -45,6 +45,7 @@ class Exchange:
         self.counts = ExchangeCounts()
         self.address = grant.address
         self.is_lost = False
+        self._why_lost = ""
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -64,7 +65,7 @@ class Exchange:
         """Begin a sequence under one of the replica's leases."""
         number = next(self._numbers)
         if self.is_lost:
-            emit(Failed(_lost(self.address, "it is gone")))
+            emit(Failed(_lost(self.address, self._why_lost)))
         else:
             self._emits[number] = emit
             self._waiting.opens.append(
@@ -82,6 +83,11 @@ class Exchange:
             )
         except grpc.aio.AioRpcError as error:
             raise _lost(self.address, _reason(error)) from None
+        except asyncio.CancelledError:  # also what a call gets whose channel is closed meanwhile
+            task = asyncio.current_task()
+            if not self.is_lost or (task is not None and task.cancelling()):
+                raise
+            raise _lost(self.address, self._why_lost) from None
         return wire.tokens_from_proto(answer)
 
     def send(self, fill: Callable[[pb.ExchangeRequest], None]) -> None:
@@ -157,6 +163,7 @@ class Exchange:
 
     def _lose(self, why: str) -> None:
         self.is_lost = True
+        self._why_lost = self._why_lost or why
         emits, self._emits = self._emits, {}
         for emit in emits.values():
             emit(Failed(_lost(self.address, why)))
