@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 Ids: TypeAlias = NDArray[np.int64]
 Logprobs: TypeAlias = NDArray[np.float64]
 
+LEAST_REST = float(np.finfo(np.float64).tiny)  # of a part, however much of the whole it rounds to
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distribution:
-    """Log-probabilities [n] of some ids [n], ascending; `rest` is all other ids' probability."""
+    """Log-probabilities [n] of some ids [n], ascending; `rest` is all other ids' probability.
+
+    It is 0 if and only if no other id is possible: what is told may round to 1 before it is all.
+    """
 
     ids: Ids
     logprobs: Logprobs
@@ -36,9 +41,9 @@ class Distribution:
 
     def merged(self, other: Distribution) -> Distribution:
         """With what was told later of the same distribution."""
-        if other.rest == 0:
-            return other
+        if self.rest == 0 or other.rest == 0:
+            return self if self.rest == 0 else other
         ids = np.union1d(self.ids, other.ids)
         logprobs = np.maximum(self.of(ids), other.of(ids))
         total = other.rest + float(np.exp(other.logprobs).sum())
-        return Distribution(ids, logprobs, max(0.0, total - float(np.exp(logprobs).sum())))
+        return Distribution(ids, logprobs, max(LEAST_REST, total - float(np.exp(logprobs).sum())))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -37,26 +38,33 @@ class Evidence:
     def __init__(self, prior: Sequence[float], adaptation: Adaptation) -> None:
         self._prior = np.asarray(prior, dtype=np.float64)
         self._adaptation = adaptation
-        self._logprobs: list[list[float]] = [[] for _ in prior]  # by member, from token 0 on
+        self._sums: list[list[float]] = [[0.0] for _ in prior]  # by member, over its first n tokens
 
     def note(self, member: int, position: int, logprobs: Sequence[float]) -> None:
         """A member's log-probabilities of the tokens from `position` on; told again, they stand."""
-        known = self._logprobs[member]
-        assert position <= len(known), "a gap in what a member read"
-        known[position:] = [max(value, _LEAST_LOGPROB) for value in logprobs]
+        sums = self._sums[member]
+        assert position < len(sums), "a gap in what a member read"
+        bounded = (max(value, _LEAST_LOGPROB) for value in logprobs)
+        sums[position:] = accumulate(bounded, initial=sums[position])
+
+    @property
+    def num_members(self) -> int:
+        """How many there are."""
+        return len(self._sums)
 
     @property
     def num_tokens(self) -> int:
         """How many tokens every member that speaks has read."""
-        read = zip(self._logprobs, self._prior, strict=True)
-        return min(len(known) for known, prior in read if prior > 0)
+        read = zip(self._sums, self._prior, strict=True)
+        return min(len(sums) for sums, prior in read if prior > 0) - 1
 
     def weights(self) -> list[float]:
         """The members' shares now, summing to 1; a member with prior 0 has none."""
         adaptation, end = self._adaptation, self.num_tokens
         begin = max(0, end - adaptation.window) if adaptation.window else 0
-        evidence = np.array([sum(known[begin:end]) for known in self._logprobs])
         alive = self._prior > 0
+        pairs = zip(self._sums, alive, strict=True)
+        evidence = np.array([sums[end] - sums[begin] if lives else 0.0 for sums, lives in pairs])
         scores = np.log(self._prior, where=alive, out=np.full_like(self._prior, -np.inf))
         scores += adaptation.strength * evidence
         shares = np.exp(scores - scores[alive].max())
@@ -104,7 +112,7 @@ class AdaptiveMean:
 
     def first_asks(self) -> list[Ask]:
         """What to ask of each member at each token."""
-        return [Ask(0)] * len(self.weights())
+        return [Ask(0)] * self.evidence.num_members
 
     def more_asks(self, told: Sequence[Distribution]) -> list[Ask | None]:
         """Nothing: all is told."""

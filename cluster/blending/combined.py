@@ -22,11 +22,8 @@ _ALL = 0  # in an ask: the whole vocabulary
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Σ λᵢ pᵢ, each pᵢ warped by its member. Truncated, it leaves out exactly `bound` of the mass.
-
-    At temperature 0 the bound is 0 or 1: whether the best id is known to be the best.
-    """
+class _Ensemble:
+    """Members with weights, who tell their likeliest ids and then those that only others told."""
 
     weights: Sequence[float]  # positive, summing to 1
     num_candidates: int  # 0: all
@@ -34,11 +31,24 @@ class Mean:
 
     def first_asks(self) -> list[Ask]:
         """What to ask of each member at each token."""
-        return [Ask(self.num_candidates, is_warped=not self.warp.is_greedy)] * len(self.weights)
+        return [Ask(self.num_candidates)] * len(self.weights)
 
     def more_asks(self, told: Sequence[Distribution]) -> list[Ask | None]:
-        """What to ask next, knowing this much."""
-        return _of_union(told)
+        """Of each member, the ids that only others told."""
+        ids = _union(told)
+        missing = [distribution.lacks(ids) for distribution in told]
+        return [Ask(1, tuple(lacked.tolist())) if len(lacked) else None for lacked in missing]
+
+
+class Mean(_Ensemble):
+    """Σ λᵢ pᵢ, each pᵢ warped by its member. Truncated, it leaves out exactly `bound` of the mass.
+
+    At temperature 0 the bound is 0 or 1: whether the best id is known to be the best.
+    """
+
+    def first_asks(self) -> list[Ask]:
+        """What to ask of each member at each token."""
+        return [Ask(self.num_candidates, is_warped=not self.warp.is_greedy)] * len(self.weights)
 
     def combine(self, told: Sequence[Distribution]) -> Combined:
         """The mixture on all ids that any member told."""
@@ -54,25 +64,12 @@ class Mean:
         return Combined(ids, logprobs, _shares(parts), rest)
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(_Ensemble):
     """softmax Σ λᵢ log pᵢ, then warped.
 
     Truncated, the ids left out weigh at most Π restᵢ^λᵢ (Hölder), which bounds the error before
     warping.
     """
-
-    weights: Sequence[float]  # positive, summing to 1
-    num_candidates: int  # 0: all
-    warp: Warp
-
-    def first_asks(self) -> list[Ask]:
-        """What to ask of each member at each token."""
-        return [Ask(self.num_candidates)] * len(self.weights)
-
-    def more_asks(self, told: Sequence[Distribution]) -> list[Ask | None]:
-        """What to ask next, knowing this much."""
-        return _of_union(told)
 
     def combine(self, told: Sequence[Distribution]) -> Combined:
         """The product on all ids that any member told."""
@@ -112,9 +109,9 @@ class Proxy:
         """The base's distribution, steered."""
         ids = told[self.base].ids
         base = told[self.base].logprobs
-        with np.errstate(invalid="ignore"):  # -inf - -inf where all of them exclude an id
+        with np.errstate(invalid="ignore"):
             steering = self.alpha * (told[self.expert].of(ids) - told[self.anti].of(ids))
-            steered = np.nan_to_num(base + steering, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+            steered = _where_finite(base + steering)
         return Combined(ids, warped(log_normalised(steered), self.warp), _all_of(self.base, ids))
 
 
@@ -155,8 +152,9 @@ class Contrast:
         expert = told[self.expert]
         plausible = self._is_plausible(expert)
         ids = expert.ids[plausible]
-        contrast = expert.logprobs[plausible] - self.beta * told[self.amateur].of(ids)
-        contrast = np.where(np.isnan(contrast), -np.inf, contrast)
+        with np.errstate(invalid="ignore"):
+            amateur = self.beta * told[self.amateur].of(ids)
+            contrast = _where_finite(expert.logprobs[plausible] - amateur)
         return Combined(
             ids, warped(log_normalised(contrast), self.warp), _all_of(self.expert, ids, of=2)
         )
@@ -176,11 +174,9 @@ def _union(told: Sequence[Distribution]) -> Ids:
     return ids
 
 
-def _of_union(told: Sequence[Distribution]) -> list[Ask | None]:
-    """Of each member, the ids that only others told."""
-    ids = _union(told)
-    missing = [distribution.lacks(ids) for distribution in told]
-    return [Ask(1, tuple(lacked.tolist())) if len(lacked) else None for lacked in missing]
+def _where_finite(logits: Logprobs) -> Logprobs:
+    """What a member excludes has no part, on whichever side of a difference that member stands."""
+    return np.where(np.isfinite(logits), logits, -np.inf)
 
 
 def _shares(parts: Logprobs) -> Logprobs:

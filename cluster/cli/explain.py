@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +11,13 @@ from cluster.cli.options import (
     DEFAULT_SERVER,
     BlendOption,
     JsonOption,
+    SeedOption,
     ServerOption,
     SetOption,
     parse_numbers,
     read_prompt,
 )
+from cluster.cli.tokens import chance, shares_of, spelled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,9 +35,7 @@ def explain(
     chat: Annotated[bool, typer.Option("--chat", help="Ask as a chat message.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to draw.")] = 40,
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed gives the same text.")
-    ] = None,
+    seed: SeedOption = None,
     candidates: Annotated[
         int, typer.Option(min=1, max=20, help="How many likeliest tokens to show.")
     ] = 3,
@@ -101,18 +100,3 @@ def _print(console: Console, voices: Voices, response: pb.GenerateResponse) -> N
         if token.truncation_bound > 0:
             line.append(f"  ±{token.truncation_bound:.1%}", "dim")
         print_line(console, line)
-
-
-def shares_of(token: pb.Token) -> list[tuple[str, float]]:
-    """Who drew it: one member, or several with their shares."""
-    return [(s.member, s.share) for s in token.shares] or [(token.member, 1.0)]
-
-
-def spelled(data: bytes) -> str:
-    """A token as it can be read: quoted, so that spaces show."""
-    return repr(data.decode(errors="backslashreplace"))
-
-
-def chance(logprob: float) -> str:
-    """A log-probability in percent."""
-    return f"{math.exp(logprob):.1%}"

@@ -11,6 +11,7 @@ from cluster.cli.options import (
     BlendOption,
     JsonOption,
     MarksOption,
+    SeedOption,
     ServerOption,
     SetOption,
     TimeoutOption,
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cuvee.v1 import generation_pb2 as pb
-
-_HIGHEST_SEED = 2**64 - 1
 
 
 def generate(
@@ -47,10 +46,7 @@ def generate(
     min_p: Annotated[
         float | None, typer.Option(help="Keep tokens with this share of the likeliest one's.")
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=_HIGHEST_SEED, help="The same seed gives the same text."),
-    ] = None,
+    seed: SeedOption = None,
     span: Annotated[
         str | None,
         typer.Option(
@@ -136,10 +132,11 @@ def _run(
 def _print_tokens(console: Console, response: pb.GenerateResponse) -> None:
     """One token a line: how likely its member thought it, before temperature."""
     from cluster.cli.output import print_table
+    from cluster.cli.tokens import spelled
 
     rows = [
         (
-            repr(token.bytes.decode(errors="backslashreplace")),
+            spelled(token.bytes),
             token.member,
             f"{token.logprob:.3f}",
         )

@@ -22,6 +22,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machin
 MarksOption = Annotated[
     bool, typer.Option("--marks", help="Mark each change of speaker in the text: ⟨k⟩.")
 ]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same text."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from cluster.cli.explain import chance, shares_of, spelled
 from cluster.cli.paint import PALETTE, Voices
 from cluster.cli.runs import Runs
+from cluster.cli.tokens import chance, shares_of, spelled
 from cuvee.v1 import blend_pb2
 from cuvee.v1 import generation_pb2 as pb
 

@@ -30,14 +30,13 @@ _NUM_AT_ONCE = 8
 class Passage:
     """A stretch of a file, and what comes before it."""
 
-    file: str
     before: str
     text: str
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one member or blend made of all passages; None where it has no likelihood."""
+    """What one member or blend made of all passages."""
 
     nats: list[float] = field(default_factory=list)  # by passage
     num_bytes: list[int] = field(default_factory=list)
@@ -92,7 +91,7 @@ def cut(file: Path, context: int, passage: int, limit: int) -> Iterator[Passage]
             param_hint="FILES",
         )
     for begin in list(range(context, len(text), passage))[:limit]:
-        yield Passage(str(file), text[begin - context : begin], text[begin : begin + passage])
+        yield Passage(text[begin - context : begin], text[begin : begin + passage])
 
 
 def _measure(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.distribution import Distribution
+from cluster.distribution import LEAST_REST, Distribution
 from cluster.engine.sampler import ban, log_warp
 from cluster.engine.types import Rank, SamplingParams
 
@@ -35,5 +35,5 @@ def _told(row: Tensor, want: Rank) -> Distribution | None:
     ids = np.union1d(best, np.asarray(want.ids, dtype=np.int64))
     logprobs = row.numpy()[ids]
     is_all = int((logprobs > -np.inf).sum()) == num_possible
-    rest = 0.0 if is_all else max(0.0, 1.0 - float(np.exp(logprobs).sum()))
+    rest = 0.0 if is_all else max(LEAST_REST, 1.0 - float(np.exp(logprobs).sum()))
     return Distribution(ids, logprobs, rest)

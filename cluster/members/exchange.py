@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import grpc
 
 from cluster.errors import ReplicaLost
-from cluster.members import wire
+from cluster.members import packed, wire
 from cluster.members.base import Emit, Event, Failed, Opened, SequenceStart, Step, Tokens
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import (
@@ -88,7 +88,7 @@ class Exchange:
             if not self.is_lost or (task is not None and task.cancelling()):
                 raise
             raise _lost(self.address, self._why_lost) from None
-        return wire.tokens_from_proto(answer)
+        return packed.tokens_from_proto(answer)
 
     def send(self, fill: Callable[[pb.ExchangeRequest], None]) -> None:
         """Add to the next message."""

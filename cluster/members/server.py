@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from cluster.errors import CuveeError
-from cluster.members import wire
+from cluster.members import packed, wire
 from cluster.members.base import Event, Failed
 from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
 from cluster.members.replica import Replica
@@ -85,7 +85,7 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
     ) -> pb.GetVocabularyResponse:
         """Tell what the member's token ids stand for."""
         await self._authenticated(context)
-        return wire.tokens_to_proto(self.replica.tokens)
+        return packed.tokens_to_proto(self.replica.tokens)
 
     async def _authenticated(self, context: _Context) -> HeldLease:
         """The live lease that the call's metadata names; without one the call ends here."""

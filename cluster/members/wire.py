@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
-
-import numpy as np
-
-from cluster.distribution import Distribution
 from cluster.engine.types import SamplingParams
 from cluster.errors import (
     CuveeError,
@@ -16,6 +11,7 @@ from cluster.errors import (
     ReplicaLost,
     Unsupported,
 )
+from cluster.members import packed
 from cluster.members.base import (
     Draw,
     Event,
@@ -30,7 +26,6 @@ from cluster.members.base import (
     Step,
     StepEvent,
     StepToken,
-    Tokens,
     TopCandidate,
 )
 from cluster.text.borders import Border
@@ -65,7 +60,6 @@ _ENDS = {
 }
 _ENDS_BACK = {value: end for end, value in _ENDS.items()}
 _RETRY_DELAY_S = 1.0
-_IDS, _LOGPROBS = np.dtype("<u4"), np.dtype("<f4")
 
 
 def chat_to_proto(messages: tuple[Message, ...]) -> pb_gen.Chat:
@@ -152,7 +146,7 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
         return message
     if isinstance(want, Rank):
         message.rank.position, message.rank.num_top = want.position, want.num_top
-        message.rank.ids = np.asarray(want.ids, dtype=_IDS).tobytes()
+        message.rank.ids = packed.ids_to_bytes(want.ids)
         message.rank.is_warped = want.is_warped
         return message
     message.draw.position = want.position
@@ -175,7 +169,7 @@ def step_from_proto(message: pb.Step) -> Step:
         want = ScoreText(message.score.text)
     elif kind == "rank":
         rank = message.rank
-        ids = np.frombuffer(rank.ids, dtype=_IDS).tolist()
+        ids = packed.ids_from_bytes(rank.ids).tolist()
         want = Rank(rank.position, rank.num_top, ids, rank.is_warped)
     else:
         draw = message.draw
@@ -206,7 +200,7 @@ def add_event(response: pb.ExchangeResponse, sequence: int, event: Event) -> Non
                 num_passes=event.num_passes,
                 num_processed=event.num_processed,
                 num_cached=event.num_cached,
-                distribution=distribution_to_proto(event.distribution),
+                distribution=packed.distribution_to_proto(event.distribution),
                 news_logprobs=event.news_logprobs,
             )
         )
@@ -226,49 +220,9 @@ def step_event_from_proto(message: pb.StepEvent) -> StepEvent:
         message.num_passes,
         message.num_processed,
         message.num_cached,
-        distribution_from_proto(message.distribution) if message.HasField("distribution") else None,
+        packed.distribution_from_proto(message),
         tuple(message.news_logprobs),
     )
-
-
-def distribution_to_proto(distribution: Distribution | None) -> pb.Distribution | None:
-    """Ids and log-probabilities as packed arrays; the ids of a whole vocabulary go without saying.
-
-    32-bit floats: a relative error of 6e-8, as the model's own numbers have.
-    """
-    if distribution is None:
-        return None
-    ids = distribution.ids
-    is_whole = len(ids) > 0 and ids[-1] == len(ids) - 1  # ascending and distinct
-    return pb.Distribution(
-        ids=b"" if is_whole else ids.astype(_IDS).tobytes(),
-        logprobs=distribution.logprobs.astype(_LOGPROBS).tobytes(),
-        rest=distribution.rest,
-    )
-
-
-def distribution_from_proto(message: pb.Distribution) -> Distribution:
-    """A distribution from a message."""
-    logprobs = np.frombuffer(message.logprobs, dtype=_LOGPROBS).astype(np.float64)
-    if message.ids:
-        ids = np.frombuffer(message.ids, dtype=_IDS).astype(np.int64)
-    else:
-        ids = np.arange(len(logprobs))
-    return Distribution(ids, logprobs, message.rest)
-
-
-def tokens_to_proto(tokens: Tokens) -> pb.GetVocabularyResponse:
-    """A vocabulary as a message."""
-    return pb.GetVocabularyResponse(
-        data=b"".join(tokens.bytes), lengths=map(len, tokens.bytes), end_ids=sorted(tokens.end_ids)
-    )
-
-
-def tokens_from_proto(message: pb.GetVocabularyResponse) -> Tokens:
-    """A vocabulary from a message."""
-    ends = [0, *accumulate(message.lengths)]
-    spelled = [message.data[begin:end] for begin, end in pairwise(ends)]
-    return Tokens(spelled, frozenset(message.end_ids))
 
 
 def failed_from_proto(message: pb.SequenceFailed) -> Failed:

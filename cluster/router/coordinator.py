@@ -75,7 +75,7 @@ class Generation:
             self._finish = FinishReason.CONTEXT_FULL
             return Update()
         plan, position = self._plan, self._transcript.position
-        token, at = drawn_token(combined, plan, position, plan.tokens)
+        token, at = drawn_token(combined, plan, position)
         if token.id in plan.tokens.end_ids and position >= plan.end_allowed_from:
             self._finish = FinishReason.END_OF_TURN
             return Update()

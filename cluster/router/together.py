@@ -14,7 +14,7 @@ from cluster.blending.base import Ask, Combined, Together
 from cluster.blending.warping import draw
 from cluster.distribution import Distribution
 from cluster.errors import ReplicaLost
-from cluster.members.base import Rank, Step, StepToken, Tokens, TopCandidate
+from cluster.members.base import Rank, Step, StepToken, TopCandidate
 from cluster.randomness import Purpose, key
 from cluster.router.plan import Plan
 from cluster.router.seats import Seats
@@ -52,21 +52,17 @@ async def combined_next(
     return replace(method.rule.combine(told), told=tuple(told))
 
 
-def drawn_token(
-    combined: Combined, plan: Plan, position: int, tokens: Tokens
-) -> tuple[StepToken, int]:
+def drawn_token(combined: Combined, plan: Plan, position: int) -> tuple[StepToken, int]:
     """The token at a position, and its place among the combined ids."""
+    spelled = plan.tokens.bytes
     at = draw(combined.ids, combined.logprobs, key(plan.seed, Purpose.TOKEN, position))
-    order = np.lexsort((combined.ids, -combined.logprobs))[: plan.num_top]
-    top = tuple(
-        TopCandidate(
-            int(combined.ids[i]), tokens.bytes[combined.ids[i]], float(combined.logprobs[i])
-        )
-        for i in order
-        if combined.logprobs[i] > -np.inf
-    )
+    top: tuple[TopCandidate, ...] = ()
+    if plan.num_top:  # sorting a vocabulary costs more than all the rest
+        order = np.lexsort((combined.ids, -combined.logprobs))[: plan.num_top]
+        pairs = zip(combined.ids[order].tolist(), combined.logprobs[order].tolist(), strict=True)
+        top = tuple(TopCandidate(id, spelled[id], p) for id, p in pairs if p > -np.inf)
     id = int(combined.ids[at])
-    return StepToken(id, tokens.bytes[id], float(combined.logprobs[at]), top), at
+    return StepToken(id, spelled[id], float(combined.logprobs[at]), top), at
 
 
 async def _tell(index: int, ask: Ask, seats: Seats, transcript: Transcript) -> Distribution | None:

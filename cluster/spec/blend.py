@@ -49,7 +49,7 @@ class BlendBase(Frozen):
     @property
     def roles(self) -> Mapping[str, str]:
         """What each member does, in methods that give roles instead of weights."""
-        return {}
+        return {name: role for name, role in self.members.items() if isinstance(role, str)}
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -59,7 +59,7 @@ class BlendBase(Frozen):
     @property
     def needs_one_vocabulary(self) -> bool:
         """Whether members must mean the same by a token."""
-        raise NotImplementedError
+        return True
 
     def span_for(self, *, one_vocabulary: bool) -> Span:
         """The span, once it is known whether all members share one vocabulary."""
@@ -67,6 +67,7 @@ class BlendBase(Frozen):
 
     def with_parameters(self, given: Mapping[str, float]) -> Self:
         """The same with other numbers; raises InvalidRequest with the request's field."""
+        spec = self
         for name, value in given.items():
             field = f"overrides.parameters[{name}]"
             if name not in self.parameter_names:
@@ -79,13 +80,13 @@ class BlendBase(Frozen):
             info = type(self).model_fields[name]
             number = int(value) if info.annotation is int and value.is_integer() else value
             try:
-                self = type(self).model_validate({**self.model_dump(), name: number})
+                spec = type(self).model_validate({**spec.model_dump(), name: number})
             except ValidationError:
                 expected = info.description
                 raise InvalidRequest(
                     "INVALID_VALUE", f"got {value:g}; expected {expected}", field=field
                 ) from None
-        return self
+        return spec
 
     def check_vocabularies(self, name: str, fingerprints: Mapping[str, str]) -> None:
         """Raise Unsupported if the members must share one vocabulary and do not.

@@ -44,10 +44,6 @@ class EnsembleSpec(BlendBase):
             raise refuse("expected rule: mean and exact: true with it; others have fixed weights")
         return check_floor(adapt, info)
 
-    @property
-    def needs_one_vocabulary(self) -> bool:
-        return True
-
 
 def _check_roles(*expected: str) -> Any:
     def check(roles: Mapping[str, str]) -> Mapping[str, str]:
@@ -71,14 +67,6 @@ class ProxySpec(BlendBase):
         default=1.0, allow_inf_nan=False, description="how far to steer, a finite number"
     )
 
-    @property
-    def roles(self) -> Mapping[str, str]:
-        return self.members
-
-    @property
-    def needs_one_vocabulary(self) -> bool:
-        return True
-
 
 class ContrastSpec(BlendBase):
     """What an expert finds likely and an amateur does not (contrastive decoding, 2210.15097)."""
@@ -98,11 +86,3 @@ class ContrastSpec(BlendBase):
         le=1,
         description="least share of the expert's best token's probability, above 0 and at most 1",
     )
-
-    @property
-    def roles(self) -> Mapping[str, str]:
-        return self.members
-
-    @property
-    def needs_one_vocabulary(self) -> bool:
-        return True

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from cluster.blending.base import Ask, Rule
 from cluster.blending.combined import Contrast, Mean, Product, Proxy
 from cluster.blending.warping import Warp, draw, log_normalised, warped
-from cluster.distribution import Distribution
+from cluster.distribution import LEAST_REST, Distribution
 from cluster.randomness import Purpose, key
 
 FALSE_ALARM_RATE = 1e-6
@@ -30,8 +30,12 @@ def told(whole: np.ndarray, ask: Ask) -> Distribution:
         best = np.argsort(-whole, kind="stable")[: ask.num_top]
     ids = np.union1d(best, np.asarray(ask.ids, dtype=np.int64))
     inside = np.exp(whole[ids]).sum()
-    rest = 0.0 if np.isin(possible, ids).all() else float(np.exp(whole).sum() - inside)
-    return Distribution(ids, whole[ids], max(0.0, rest))
+    rest = (
+        0.0
+        if np.isin(possible, ids).all()
+        else max(LEAST_REST, float(np.exp(whole).sum() - inside))
+    )
+    return Distribution(ids, whole[ids], rest)
 
 
 def run(rule: Rule, members: Sequence[np.ndarray]) -> tuple[np.ndarray, float, int]:
@@ -172,6 +176,31 @@ def test_a_contrast_is_exact_however_little_is_told_at_first(num_candidates: int
         np.testing.assert_allclose(probs, exact("contrast", members, [], Warp()), atol=1e-12)
         assert bound == 0.0
         assert num_rounds <= 3
+
+
+@pytest.mark.parametrize("kind", ["mean", "contrast"])
+def test_a_member_sure_to_the_last_digit_is_still_asked_for_the_rest(kind: str) -> None:
+    sure = np.full(SIZE, -60.0)
+    sure[5] = 0.0  # what it tells of its best id rounds to everything
+    members = [random_members(2, 1)[0], log_normalised(sure), random_members(3, 1)[0]]
+    members = members[: NUM_MEMBERS[kind]]
+    rule = make(kind, WEIGHTS, 3, Warp())
+    probs, _, num_rounds = run(rule, members)
+    assert num_rounds > 1
+    assert np.isfinite(probs).all()
+    assert np.abs(probs - exact(kind, members, WEIGHTS, Warp())).sum() / 2 < 0.5
+    if kind == "contrast":
+        np.testing.assert_allclose(probs, exact(kind, members, WEIGHTS, Warp()), atol=1e-12)
+
+
+def test_an_id_that_one_side_of_a_difference_excludes_has_no_part() -> None:
+    for kind, subtracted in (("proxy", 2), ("contrast", 1)):
+        members = random_members(4, NUM_MEMBERS[kind])
+        best = int(members[0].argmax())
+        members[subtracted][best] = -np.inf
+        probs, _, _ = run(make(kind, WEIGHTS, 0, Warp()), members)
+        assert probs[best] == 0
+        assert probs.sum() == pytest.approx(1)
 
 
 def test_ids_that_all_members_exclude_stay_excluded() -> None:

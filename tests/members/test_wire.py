@@ -25,7 +25,7 @@ from cluster.errors import (
     Unavailable,
     Unsupported,
 )
-from cluster.members import wire
+from cluster.members import packed, wire
 from cluster.members.base import (
     Draw,
     Failed,
@@ -188,14 +188,14 @@ def test_a_distribution_arrives_as_32_bit_floats(told: dict[int, float], rest: f
 
 def test_the_ids_of_a_whole_vocabulary_go_without_saying() -> None:
     whole = Distribution(np.arange(500), np.full(500, -6.0))
-    message = wire.distribution_to_proto(whole)
+    message = packed.distribution_to_proto(whole)
     assert message is not None
     assert (len(message.ids), len(message.logprobs)) == (0, 4 * 500)
 
 
 @given(st.lists(st.binary()), st.frozensets(small))
 def test_a_vocabulary_arrives(spelled: list[bytes], end_ids: frozenset[int]) -> None:
-    arrived = wire.tokens_from_proto(sent(wire.tokens_to_proto(Tokens(spelled, end_ids))))
+    arrived = packed.tokens_from_proto(sent(packed.tokens_to_proto(Tokens(spelled, end_ids))))
     assert (list(arrived.bytes), arrived.end_ids) == (spelled, end_ids)
 
 

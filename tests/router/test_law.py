@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
 from cluster.router.requests import GenerationRequest, Overrides, Sampling, Stopping
+from tests.reference import warp
 from tests.rig import Rig, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -40,18 +41,6 @@ async def rig() -> AsyncIterator[Rig]:
         yield rig
 
 
-def warp(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
-    """Temperature, then the smallest set of likeliest tokens whose mass reaches top_p. One row."""
-    scaled = logits / temperature
-    p = np.exp(scaled - scaled.max())
-    p /= p.sum()
-    order = np.argsort(-p, kind="stable")
-    num_kept = int(np.searchsorted(np.cumsum(p[order]), top_p - 1e-12)) + 1
-    kept = np.zeros_like(p)
-    kept[order[:num_kept]] = p[order[:num_kept]]
-    return kept / kept.sum()
-
-
 @cache
 def plain(name: str) -> tuple[torch.nn.Module, list[int], int]:
     folder = resolve(f"embedded:tiny-{name}", download=False)
@@ -60,10 +49,15 @@ def plain(name: str) -> tuple[torch.nn.Module, list[int], int]:
     return model, tokenizer(PROMPT).input_ids, tokenizer.eos_token_id
 
 
-def mixed(rows: list[list[int]], temperature: float, top_p: float) -> np.ndarray:
+def mixed(
+    rows: list[list[int]],
+    temperature: float,
+    top_p: float,
+    weights: Mapping[str, float] = WEIGHTS,
+) -> np.ndarray:
     """Σ λᵢ warp(pᵢ) after each of the given continuations of the prompt."""
     total: np.ndarray | float = 0.0
-    for name, weight in WEIGHTS.items():
+    for name, weight in weights.items():
         model, prompt, _ = plain(name)
         with torch.inference_mode():
             logits = model(torch.tensor([prompt + row for row in rows])).logits[:, -1].double()
@@ -133,7 +127,8 @@ async def test_token_mixtures_have_the_law_of_the_ensemble(
 
     wrong = dict(zip(WEIGHTS, reversed(WEIGHTS.values()), strict=True))
     for planted in (wrong, {"austen": 0.5, "kjv": 0.5}):
-        law = mixed_with(planted, temperature, top_p)
+        first = mixed([[]], temperature, top_p, planted)[0]
+        law = {(int(t),): float(first[t]) for t in np.flatnonzero(first)}
         assert p_value([outcome[:1] for outcome in drawn], law) < FALSE_ALARM_RATE
 
 
@@ -141,17 +136,3 @@ def two_of(outcome: tuple[int, ...]) -> tuple[int, ...]:
     """A pair whose first token ends the turn has no second one."""
     end = plain("austen")[2]
     return (end,) if outcome[0] == end else outcome
-
-
-def mixed_with(
-    weights: Mapping[str, float], temperature: float, top_p: float
-) -> dict[tuple[int, ...], float]:
-    """The law of the first token under other weights, as a planted mistake."""
-    total: np.ndarray | float = 0.0
-    for name, weight in weights.items():
-        model, prompt, _ = plain(name)
-        with torch.inference_mode():
-            logits = model(torch.tensor([prompt])).logits[0, -1].double().numpy()
-        total = total + weight * warp(logits, temperature, top_p)
-    assert isinstance(total, np.ndarray)
-    return {(int(t),): float(total[t]) for t in np.flatnonzero(total)}

@@ -1,0 +1,24 @@
+"""Tokens as people can read them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cuvee.v1 import generation_pb2 as pb
+
+
+def spelled(data: bytes) -> str:
+    """A token's bytes, quoted, so that spaces show."""
+    return repr(data.decode(errors="backslashreplace"))
+
+
+def chance(logprob: float) -> str:
+    """A log-probability in percent."""
+    return f"{math.exp(logprob):.1%}"
+
+
+def shares_of(token: pb.Token) -> list[tuple[str, float]]:
+    """Who drew it: one member, or several with their shares."""
+    return [(s.member, s.share) for s in token.shares] or [(token.member, 1.0)]
