@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     TOKEN = 1  # which token is taken
     SPEAKER = 2  # which member speaks
     RETAKE = 3  # which token is taken after another member's token was dropped at a span border
+    PROPOSAL = 4  # the seed of one of several replies to the same prompt
 
 
 def key(seed: int, purpose: Purpose, position: int) -> int:

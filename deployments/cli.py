@@ -96,6 +96,7 @@ def _check_models(spec: ClusterSpec) -> None:
     from cluster.models.facts import read_vocabulary
     from cluster.models.reference import ModelKind
     from cluster.models.resolve import resolve
+    from cluster.rankers.facts import read_ranker_config
 
     folders: dict[str, Path] = {}
     for name, member in spec.members.items():
@@ -106,6 +107,13 @@ def _check_models(spec: ClusterSpec) -> None:
         except CuveeError as error:
             error.field = f"members.{name}.model"
             raise
+    for name, ranker in spec.rankers.items():
+        if ranker.reference.kind is not ModelKind.HUB:
+            try:
+                read_ranker_config(resolve(ranker.model, download=False), ranker)
+            except CuveeError as error:
+                error.field = f"rankers.{name}.model"
+                raise
     for name, blend in spec.blends.items():
         if blend.needs_one_vocabulary and all(member in folders for member in blend.members):
             try:

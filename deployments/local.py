@@ -23,7 +23,7 @@ from cluster.errors import CuveeError, InvalidRequest, Unavailable
 from cluster.spec import ClusterSpec
 from deployments.machine import check_gpus, check_port_is_free, num_cpus_needed
 from deployments.processes import Process, await_end, descendants, sigterm_kept
-from deployments.stages import APPLICATION, RAY, ROUTER, Stage, failure_of, stages_of
+from deployments.stages import APPLICATION, RAY, ROUTER, Stage, failure_of, ranker_part, stages_of
 
 OBJECT_STORE_BYTES = 80_000_000  # tokens do not pass through it
 EXIT_GRACE_S = 5.0
@@ -216,7 +216,8 @@ class LocalCluster:
             time.sleep(POLL_S)
 
     def _report(self, stages: Mapping[str, Stage]) -> None:
-        waiting = dict.fromkeys((*self.spec.members, ROUTER), Stage.WAITING)
+        rankers = map(ranker_part, self.spec.rankers)
+        waiting = dict.fromkeys((*self.spec.members, *rankers, ROUTER), Stage.WAITING)
         self._watch({**waiting, **stages})
 
 

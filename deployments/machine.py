@@ -33,16 +33,16 @@ def num_cpus_needed(spec: ClusterSpec) -> int:
     """
     from deployments.app import ROUTER_CPUS
 
-    members = spec.members.values()
-    asked = math.fsum(member.resources.num_cpus * member.max_replicas for member in members)
-    num_replicas = sum(member.min_replicas for member in members) + spec.serving.routers
+    models = (*spec.members.values(), *spec.rankers.values())
+    asked = math.fsum(model.resources.num_cpus * model.max_replicas for model in models)
+    num_replicas = sum(model.min_replicas for model in models) + spec.serving.routers
     return max(math.ceil(asked + ROUTER_CPUS * spec.serving.routers - 1e-9), num_replicas + 1)
 
 
 def check_gpus(spec: ClusterSpec, num_gpus: float) -> None:
     """Refuse what would wait for ever."""
-    members = spec.members.values()
-    asked = math.fsum(member.resources.num_gpus * member.min_replicas for member in members)
+    models = (*spec.members.values(), *spec.rankers.values())
+    asked = math.fsum(model.resources.num_gpus * model.min_replicas for model in models)
     if asked > num_gpus + 1e-9:
         raise InvalidRequest(
             "TOO_FEW_GPUS",

@@ -11,6 +11,7 @@ from cluster.router.core import Router
 from cluster.router.edge import Edge
 from cluster.spec import ClusterSpec
 from deployments.leases import ServeMember
+from deployments.ranker import ServeRanker
 
 DRAIN_S = 30.0  # how long running replies may go on when a router is stopped
 
@@ -19,13 +20,17 @@ class RouterDeployment:
     """What Serve runs for each router replica."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: dict[str, Any], members: dict[str, DeploymentHandle[Any]]
+        self,
+        spec: dict[str, Any],
+        members: dict[str, DeploymentHandle[Any]],
+        rankers: dict[str, DeploymentHandle[Any]],
     ) -> None:
         parsed = ClusterSpec.model_validate(spec)
         self._exchanges = ExchangePool()
         self._router = Router(
             parsed,
             {name: ServeMember(name, handle, self._exchanges) for name, handle in members.items()},
+            {name: ServeRanker(name, handle) for name, handle in rankers.items()},
         )
         self._edge = Edge(self._router)
         await self._edge.start(parsed.serving.host, parsed.serving.port)

@@ -13,6 +13,7 @@ APPLICATION = "cuvee"  # on Serve
 RAY = "ray"
 ROUTER = "router"
 MEMBER_PREFIX = "member-"
+RANKER_PREFIX = "ranker-"
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR_LINE = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*: (.+)")  # module.Class: what was wrong
@@ -29,9 +30,11 @@ class Stage(Enum):
 
 
 def stages_of(details: Mapping[str, Any], spec: ClusterSpec) -> dict[str, Stage]:
-    """By member and for the router: the stage of the furthest replica."""
+    """By member, ranker and for the router: the stage of the furthest replica."""
     deployments = details.get("deployments", {})
-    names = {name: MEMBER_PREFIX + name for name in spec.members} | {ROUTER: ROUTER}
+    names = {name: MEMBER_PREFIX + name for name in spec.members}
+    names |= {ranker_part(name): RANKER_PREFIX + name for name in spec.rankers}
+    names[ROUTER] = ROUTER
     return {
         part: _stage(deployments.get(deployment, {}).get("replicas", ()))
         for part, deployment in names.items()
@@ -43,10 +46,14 @@ def failure_of(details: Mapping[str, Any]) -> tuple[str, str] | None:
     for deployment, state in details.get("deployments", {}).items():
         message = state.get("message", "")
         if _FAILED in message:
-            name = deployment.removeprefix(MEMBER_PREFIX)
-            is_member = deployment.startswith(MEMBER_PREFIX)
-            return (f"member {name!r}" if is_member else name), _reason(message)
+            kind, _, name = deployment.partition("-")
+            return (f"{kind} {name!r}" if name else kind), _reason(message)
     return None
+
+
+def ranker_part(name: str) -> str:
+    """What a ranker is called among the parts: a member may have the same name."""
+    return f"ranker {name}"
 
 
 def _stage(replicas: Any) -> Stage:

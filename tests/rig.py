@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from cluster.members.direct import DirectMember
 from cluster.members.exchange import ExchangePool
 from cluster.members.replica import Replica
 from cluster.members.server import MemberServer
+from cluster.rankers.base import Measures, RankRequest
+from cluster.rankers.model import RankerModel
 from cluster.router.core import Router
 from cluster.router.edge import Edge
 from cluster.spec import ClusterSpec, MemberSpec, parse_spec
@@ -32,6 +35,20 @@ limits: {max_prompt_tokens: 900, max_new_tokens: 400, lease_timeout_s: 2}
 """
 
 
+class DirectRanker:
+    """A ranker in this process."""
+
+    def __init__(self, model: RankerModel) -> None:
+        self.model = model
+
+    async def ready(self) -> None:
+        """It is."""
+
+    async def measure(self, request: RankRequest) -> Measures:
+        (found,) = await asyncio.to_thread(self.model.measure, [request])
+        return found
+
+
 @dataclass
 class Rig:
     """A running cluster in one process."""
@@ -39,6 +56,7 @@ class Rig:
     spec: ClusterSpec
     servers: dict[str, list[MemberServer]]
     members: dict[str, DirectMember]
+    rankers: dict[str, DirectRanker]
     exchanges: ExchangePool
     router: Router
     edge: Edge
@@ -70,6 +88,7 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """Start everything on loopback; stop everything."""
     spec = parse_spec(text)
+    rankers = {name: DirectRanker(RankerModel(ranker)) for name, ranker in spec.rankers.items()}
     exchanges = ExchangePool()
     servers: dict[str, list[MemberServer]] = {}
     for name, member in spec.members.items():
@@ -77,13 +96,13 @@ async def running(
         for server in servers[name]:
             await server.start("127.0.0.1")
     members = {name: DirectMember(name, group, exchanges) for name, group in servers.items()}
-    router = Router(spec, members)
+    router = Router(spec, members, rankers)
     edge = Edge(router)
     await edge.start("127.0.0.1", 0)
     await router.learn_members()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{edge.port}")
     try:
-        yield Rig(spec, servers, members, exchanges, router, edge, channel)
+        yield Rig(spec, servers, members, rankers, exchanges, router, edge, channel)
     finally:
         await channel.close()
         await edge.stop(0)

@@ -23,7 +23,15 @@ from cluster.cli.output import (
 from cluster.errors import SpecError
 from cluster.models.machine import free_memory_bytes, num_cpus
 from cluster.models.reference import ModelKind
-from cluster.spec import EnsembleSpec, MixtureSpec, load_spec
+from cluster.spec import (
+    ChooseSpec,
+    ClusterSpec,
+    EnsembleSpec,
+    FuseSpec,
+    MixtureSpec,
+    ProposingSpec,
+    load_spec,
+)
 
 
 def check(file: Path, as_json: bool, console: Console) -> int:
@@ -59,6 +67,7 @@ def _print_report(console: Console, file: Path, report: Report, warnings: list[s
     if members:
         _print_members(console, members, file)
         _print_replicas(console, members)
+        _print_rankers(console, report.spec)
         print_line(console, f"{_cluster_words(members)}\n")
     for blend in report.blends.values():
         _print_blend(console, blend, is_default=blend.name == report.spec.default_blend)
@@ -131,6 +140,23 @@ def _print_replicas(console: Console, members: list[MemberReport]) -> None:
         print_line(console, Text(words, "dim"))
 
 
+def _print_rankers(console: Console, spec: ClusterSpec) -> None:
+    rows = [
+        (
+            name,
+            ranker.kind,
+            ranker.model,
+            plain_number(ranker.resources.num_cpus),
+            plain_number(ranker.resources.num_gpus),
+            _range(ranker.min_replicas, ranker.max_replicas),
+        )
+        for name, ranker in spec.rankers.items()
+    ]
+    if rows:
+        amounts = ("cpus", "gpus", "replicas")
+        print_table(console, ("ranker", "kind", "model", *amounts), rows, right=amounts)
+
+
 def _kv_words(member: MemberReport) -> str:
     if member.need is None:
         return "at load"
@@ -193,6 +219,10 @@ def _method_words(blend: BlendReport) -> str:
     spec = blend.spec
     if isinstance(spec, EnsembleSpec):
         return f"{spec.method}, {spec.rule}, {'exact' if spec.exact else 'of likeliest tokens'}"
+    if isinstance(spec, ChooseSpec):
+        return f"{spec.method} by {spec.rank}"
+    if isinstance(spec, FuseSpec):
+        return f"{spec.method}, {f'top {spec.top} by {spec.rank}' if spec.top else 'all'}"
     if not isinstance(spec, MixtureSpec):
         return spec.method
     words = f"{blend.span} tokens" if isinstance(blend.span, int) else str(blend.span)
@@ -200,6 +230,8 @@ def _method_words(blend: BlendReport) -> str:
 
 
 def _exchange_words(blend: BlendReport) -> str:
+    if isinstance(blend.spec, ProposingSpec):
+        return "each member writes whole replies: nothing is exchanged on the way"
     if len(blend.vocabularies) == 1:
         return "one vocabulary: token ids are exchanged, exactly"
     groups = "; ".join(", ".join(names) for names in blend.vocabularies.values())
@@ -213,6 +245,10 @@ def _as_mapping(report: Report, warnings: list[str]) -> dict[str, Any]:
         "warnings": warnings,
         "default_blend": report.spec.default_blend,
         "members": {name: _member_mapping(member) for name, member in report.members.items()},
+        "rankers": {
+            name: ranker.model_dump(mode="json", include={"kind", "model"})
+            for name, ranker in report.spec.rankers.items()
+        },
         "blends": {name: _blend_mapping(blend) for name, blend in report.blends.items()},
     }
 

@@ -22,6 +22,7 @@ from cluster.models.facts import (
 )
 from cluster.models.machine import free_memory_bytes
 from cluster.models.resolve import resolve
+from cluster.rankers.facts import read_ranker_config
 from cluster.spec import BlendSpec, ClusterSpec, MemberSpec, Span
 from cluster.text.vocabulary import Vocabulary
 
@@ -70,7 +71,7 @@ class Report:
 
 
 def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
-    """Look at every member's folder; blends are reported where all their members could be read."""
+    """Look at every model's folder; blends are reported where all their members could be read."""
     members: dict[str, MemberReport] = {}
     failures: dict[str, CuveeError] = {}
     letters: dict[str, str] = {}  # fingerprint to letter
@@ -87,6 +88,13 @@ def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
             members[name] = _member_report(name, member, facts, letter, vocabulary.byte_faithful)
         except CuveeError as error:
             failures[f"members.{name}"] = error
+    for name, ranker in spec.rankers.items():
+        progress(f"reading {name}")
+        try:
+            folder = resolve(ranker.model, ranker.revision, download=False)
+            read_ranker_config(folder, ranker)
+        except CuveeError as error:
+            failures[f"rankers.{name}"] = error
     blends: dict[str, BlendReport] = {}
     for name, blend in spec.blends.items():
         if all(member in members for member in blend.members):

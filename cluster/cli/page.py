@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 from cluster.cli.paint import PALETTE, Voices
+from cluster.cli.proposals import rows_of
 from cluster.cli.runs import Runs
 from cluster.cli.tokens import chance, shares_of, spelled
 from cuvee.v1 import blend_pb2
@@ -41,6 +42,14 @@ def make_page(
             for member, text in _runs(response)
         ],
         tags={name: voices.tag(name) for name in voices.names},
+        proposals=[
+            {
+                "row": row,
+                "tag": voices.tag(row.member),
+                "colour": colours.get(row.member, "#888888"),
+            }
+            for row in rows_of(response.outcome.proposals)
+        ],
         tokens=[
             {
                 "position": token.position,

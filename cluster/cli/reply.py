@@ -14,6 +14,7 @@ from rich.text import Text
 from cluster.cli.call import Server, cancelled_by_ctrl_c
 from cluster.cli.output import print_line
 from cluster.cli.paint import Painter, Voices, print_legend
+from cluster.cli.proposals import print_proposals
 from cluster.cli.runs import Runs
 from cuvee.v1 import generation_pb2 as pb
 
@@ -104,7 +105,8 @@ def _waiting() -> Iterator[Callable[[], None]]:
 
 
 def print_account(console: Console, voices: Voices, reply: Reply) -> None:
-    """The legend, then one line of numbers."""
+    """What was proposed, the legend, then one line of numbers."""
+    print_proposals(console, voices, reply.response.outcome.proposals)
     print_legend(console, voices, reply.usage)
     print_line(console, Text(f"  {summary(reply)}", "dim"))
 

@@ -12,7 +12,7 @@ from cluster.engine.types import Output
 from cluster.members.base import MemberInfo
 from cluster.members.replica import Replica
 from cluster.models.facts import default_kv_memory, read_facts
-from cluster.models.machine import free_memory_bytes
+from cluster.models.machine import device_of, free_memory_bytes
 from cluster.models.resolve import resolve
 from cluster.spec import MemberSpec
 from cluster.text.member import MemberText
@@ -41,7 +41,7 @@ def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
     folder = resolve(spec.model, spec.revision, download=True)
     facts = read_facts(folder)  # first, since it has the clearest words for what cannot be served
     text = MemberText.load(folder)
-    device = _device(spec)
+    device = device_of(spec)
     kv_memory_bytes = spec.kv_memory_bytes
     free_bytes = free_memory_bytes(device)
     if kv_memory_bytes is None and free_bytes is not None:
@@ -62,12 +62,3 @@ def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
         num_ids=text.vocabulary.size,
     )
     return engine, text
-
-
-def _device(spec: MemberSpec) -> str:
-    """`auto` is the GPU that was asked for, where there is one."""
-    import torch
-
-    if spec.device != "auto":
-        return spec.device
-    return "cuda" if spec.resources.num_gpus > 0 and torch.cuda.is_available() else "cpu"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster.spec import PlacedSpec
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -21,6 +25,15 @@ def free_memory_bytes(device: str) -> int | None:
 
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     return min(_available_bytes(), _cgroup_room_bytes())
+
+
+def device_of(spec: PlacedSpec) -> str:
+    """Where a model runs; `auto` is the GPU that was asked for, where there is one."""
+    import torch
+
+    if spec.device != "auto":
+        return spec.device
+    return "cuda" if spec.resources.num_gpus > 0 and torch.cuda.is_available() else "cpu"
 
 
 def _available_bytes() -> int:

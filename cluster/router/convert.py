@@ -14,6 +14,8 @@ from cluster.router.requests import (
     Outcome,
     Output,
     Overrides,
+    Proposal,
+    ProposalState,
     ReplyToken,
     Sampling,
     Score,
@@ -30,6 +32,11 @@ _FINISHES = {
     FinishReason.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
     FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS,
     FinishReason.CONTEXT_FULL: pb.FINISH_REASON_CONTEXT_FULL,
+}
+_STATES = {
+    ProposalState.COMPLETE: pb.PROPOSAL_STATE_COMPLETE,
+    ProposalState.LATE: pb.PROPOSAL_STATE_LATE,
+    ProposalState.FAILED: pb.PROPOSAL_STATE_FAILED,
 }
 _SPAN_UNITS: dict[pb.SpanUnit.ValueType, Span] = {
     pb.SPAN_UNIT_WORD: "word",
@@ -140,6 +147,8 @@ def stream_to_proto(update: Update, request_id: str, output: Output) -> pb.Strea
         message.tokens.extend(token_to_proto(token, output) for token in update.tokens)
     if update.outcome is not None:
         message.outcome.CopyFrom(outcome_to_proto(update.outcome))
+        if output.attribution:
+            message.outcome.proposals.extend(map(proposal_to_proto, update.outcome.proposals))
     return message
 
 
@@ -179,6 +188,23 @@ def outcome_to_proto(outcome: Outcome) -> pb.Outcome:
         blend=outcome.blend,
         blend_revision=outcome.revision,
         weights=outcome.weights,
+    )
+
+
+def proposal_to_proto(proposal: Proposal) -> pb.Proposal:
+    """One of several replies as a message."""
+    ended = proposal.outcome
+    return pb.Proposal(
+        member=proposal.member,
+        layer=proposal.layer,
+        state=_STATES[proposal.state],
+        text=proposal.text,
+        finish_reason=_FINISHES[ended.finish_reason] if ended else pb.FINISH_REASON_UNSPECIFIED,
+        score=proposal.score,
+        answer=proposal.answer or "",
+        chosen=proposal.is_chosen,
+        seed=proposal.seed,
+        error=proposal.error,
     )
 
 

@@ -10,7 +10,7 @@ from cluster.errors import ReplicaLost
 from cluster.members.base import Draw, Form, Member, RunEnd, Step, StepEvent
 from cluster.members.seat import Seat
 from cluster.router.plan import Plan
-from cluster.router.requests import FinishReason, Outcome, Update
+from cluster.router.requests import FinishReason, MemberUsage, Outcome, Update
 from cluster.router.seats import Seats
 from cluster.router.together import combined_next, drawn_token
 from cluster.router.transcript import Transcript
@@ -30,6 +30,13 @@ class Generation:
         self._seats = Seats(plan, members, lease_timeout_s)
         self._finish: FinishReason | None = None
         self._dropped = False  # the last run ended at a border, its next token dropped there
+
+    @property
+    def usage(self) -> tuple[MemberUsage, ...]:
+        """What it has cost each member used, once its seats are given back."""
+        for usage, drawn in zip(self._seats.usage, self._transcript.drawn, strict=True):
+            usage.drawn_tokens = drawn
+        return tuple(usage for usage in self._seats.usage if usage.leases)
 
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Take turns until the reply has ended; commit and pass on."""
@@ -161,8 +168,6 @@ class Generation:
 
     def _outcome(self, finish: FinishReason | None) -> Outcome:
         assert finish is not None, "a reply ends for a reason"
-        for usage, drawn in zip(self._seats.usage, self._transcript.drawn, strict=True):
-            usage.drawn_tokens = drawn
         return Outcome(
             finish_reason=finish,
             stop_string=self._transcript.stop_string,
@@ -171,7 +176,7 @@ class Generation:
             revision=self._plan.blend.revision,
             num_tokens=self._transcript.position,
             weights=self._weights(),
-            usage=tuple(usage for usage in self._seats.usage if usage.leases),
+            usage=self.usage,
         )
 
     def _weights(self) -> dict[str, float]:

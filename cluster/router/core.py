@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
 from cluster.blending.base import Learner, Together
@@ -22,8 +22,9 @@ from cluster.members.base import (
     StepToken,
     Tokens,
 )
-from cluster.members.seat import Seat
+from cluster.rankers.base import Ranker
 from cluster.router.coordinator import Generation
+from cluster.router.on_each import on_each
 from cluster.router.plan import (
     Plan,
     ServedBlend,
@@ -35,6 +36,9 @@ from cluster.router.plan import (
     sampling_params,
     scoring_plan,
 )
+from cluster.router.proposals import Panel, proposer_weights
+from cluster.router.ranking import Ranking
+from cluster.router.replies import choose, fuse
 from cluster.router.requests import (
     GenerationRequest,
     MemberScore,
@@ -47,7 +51,7 @@ from cluster.router.scoring import blend_logprob, has_closed_form, mixture_logpr
 from cluster.router.seats import Seats
 from cluster.router.together import combined_next
 from cluster.router.transcript import Transcript
-from cluster.spec import ClusterSpec, MixtureSpec, SamplingSpec
+from cluster.spec import ChooseSpec, ClusterSpec, FrozenMapping, FuseSpec, SamplingSpec
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +60,28 @@ _MEMBER_RETRY_S = 1.0
 
 
 class Router:
-    """Serves the blends of one spec over the given members."""
+    """Serves the blends of one spec over the given members and rankers."""
 
-    def __init__(self, spec: ClusterSpec, members: Mapping[str, Member]) -> None:
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        members: Mapping[str, Member],
+        rankers: Mapping[str, Ranker] = FrozenMapping({}),
+    ) -> None:
         self.spec = spec
         self.num_active = 0  # generations under way
         self._members = members
+        self._rankers = rankers
+        self._ready_rankers: set[str] = set()
         self._infos: dict[str, MemberInfo] = {}
         self._tokens: dict[str, Tokens] = {}  # of members that draw together with others
 
     async def learn_members(self) -> None:
         """Ask every member once what it is, retrying for ever those that are not there yet."""
-        await asyncio.gather(*(self._learn(name) for name in self.spec.members))
+        await asyncio.gather(
+            *(self._learn(name) for name in self.spec.members),
+            *(self._await_ranker(name) for name in self.spec.rankers),
+        )
 
     @property
     def ready_blends(self) -> list[str]:
@@ -77,7 +91,8 @@ class Router:
     @property
     def knows_all_members(self) -> bool:
         """Whether every blend is decided: served, or refused for good."""
-        return len(self._infos) == len(self.spec.members)
+        spec = self.spec
+        return len(self._infos) == len(spec.members) and self._ready_rankers >= set(spec.rankers)
 
     def blend(self, name: str) -> ServedBlend:
         """A served blend; the empty name means the default one."""
@@ -89,10 +104,11 @@ class Router:
                 "UNKNOWN_BLEND", f"got {name!r}; expected one of: {known}", field="blend"
             )
         missing = [member for member in spec.members if member not in self._infos]
+        rankers = self.spec.rankers_of(name).values()
+        missing += [ranker for ranker in rankers if ranker not in self._ready_rankers]
         if missing:
             raise Unavailable(
-                "MEMBER_UNAVAILABLE",
-                f"blend {name!r} waits for its members: {', '.join(missing)}",
+                "MEMBER_UNAVAILABLE", f"blend {name!r} waits for its models: {', '.join(missing)}"
             )
         infos = {member: self._infos[member] for member in spec.members}
         spec.check_vocabularies(name, {member: info.vocabulary for member, info in infos.items()})
@@ -102,12 +118,28 @@ class Router:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Update, None]:
         """Write one reply; the last update has the outcome."""
         blend = self.blend(request.blend)
-        plan = make_plan(request, blend, self.spec.limits, fresh_seed=secrets.randbits(63))
         with self._admitted():
-            generation = Generation(plan, self._members, self.spec.limits.lease_timeout_s)
-            async with aclosing(generation.updates()) as updates:
+            async with aclosing(self._updates(request, blend)) as updates:
                 async for update in updates:
                     yield update
+
+    def _updates(
+        self, request: GenerationRequest, blend: ServedBlend
+    ) -> AsyncGenerator[Update, None]:
+        """The reply that the blend's method gives; refuses what it cannot do."""
+        spec, limits = overridden(blend, request.overrides), self.spec.limits
+        fresh_seed = secrets.randbits(63)
+        is_pinned = request.overrides.member is not None
+        if not is_pinned and isinstance(spec, ChooseSpec | FuseSpec):
+            seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
+            panel = Panel(request, blend, spec, seed, limits, self._members)
+            weights = proposer_weights(spec, request.overrides)
+            ranking = Ranking(weights, self._members, self._rankers, self.spec)
+            if isinstance(spec, ChooseSpec):
+                return choose(panel, ranking, spec, request.prompt, list(weights))
+            return fuse(panel, ranking, spec, request.prompt, seed)
+        plan = make_plan(request, blend, limits, fresh_seed)
+        return Generation(plan, self._members, limits.lease_timeout_s).updates()
 
     async def score(self, request: ScoreRequest) -> Score:
         """Measure a continuation under every member that takes part, and under the blend."""
@@ -127,7 +159,7 @@ class Router:
         )
         want = Step(0, ScoreText(request.continuation))
         with self._admitted():
-            found = await self._on_each(sorted(weights), start, want)
+            found = await self._on_each(weights, start, want)
             members = tuple(
                 MemberScore(name, weight, tuple(found[name][1])) for name, weight in weights.items()
             )
@@ -135,7 +167,7 @@ class Router:
                 one_vocabulary=form_of(infos) is Form.TOKEN_IDS
             )
             mixture: tuple[float, ...] = ()
-            if len(members) > 1 and not has_closed_form(spec):
+            if len(members) > 1 and spec.draws_together and not has_closed_form(spec):
                 plan = scoring_plan(request, blend, spec, sampling)
                 mixture = await self._score_together(plan, members[0].tokens)
             elif form_of(infos) is Form.TOKEN_IDS and span in ("token", 1):
@@ -145,7 +177,7 @@ class Router:
             revision=blend.revision,
             members=members,
             mixture=mixture,
-            logprob=blend_logprob(members, span, mixture),
+            logprob=blend_logprob(members, spec, span, mixture),
             num_bytes=len(request.continuation.encode()),
         )
 
@@ -181,22 +213,14 @@ class Router:
             prefill=False,
         )
         with self._admitted():
-            found = await self._on_each(sorted(blend.infos), start, None)
+            found = await self._on_each(blend.infos, start, None)
         return {name: (found[name][0], info.max_context) for name, info in blend.infos.items()}
 
     async def _on_each(
-        self, names: list[str], start: SequenceStart, want: Step | None
+        self, names: Iterable[str], start: SequenceStart, want: Step | None
     ) -> dict[str, tuple[int, list[StepToken]]]:
-        """Open a sequence on each member, in one fixed order, and carry out one step on all."""
-        seats: dict[str, Seat] = {}
-        try:
-            for name in names:
-                lease = await self._members[name].lease(self.spec.limits.lease_timeout_s)
-                seats[name] = Seat(lease)
-            results = await asyncio.gather(*(_open_and_run(s, start, want) for s in seats.values()))
-            return dict(zip(names, results, strict=True))
-        finally:
-            await asyncio.gather(*(seat.close() for seat in seats.values()))
+        members = {name: self._members[name] for name in names}
+        return await on_each(members, start, want, self.spec.limits.lease_timeout_s)
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -224,7 +248,7 @@ class Router:
         drawing_together = {
             member
             for blend in self.spec.blends.values()
-            if not isinstance(blend, MixtureSpec)
+            if blend.draws_together
             for member in blend.members
         }
         while name not in self._infos:
@@ -240,14 +264,11 @@ class Router:
                 logger.warning("member %s is not there yet: %s", name, error.message)
                 await asyncio.sleep(_MEMBER_RETRY_S)
 
-
-async def _open_and_run(
-    seat: Seat, start: SequenceStart, want: Step | None
-) -> tuple[int, list[StepToken]]:
-    await seat.open(start)
-    tokens: list[StepToken] = []
-    if want is not None:
-        async with aclosing(seat.run(want)) as events:
-            async for event in events:
-                tokens.extend(event.tokens)
-    return seat.usage.prompt_tokens, tokens
+    async def _await_ranker(self, name: str) -> None:
+        while name not in self._ready_rankers:
+            try:
+                await self._rankers[name].ready()
+                self._ready_rankers.add(name)
+            except CuveeError as error:
+                logger.warning("ranker %s is not there yet: %s", name, error.message)
+                await asyncio.sleep(_MEMBER_RETRY_S)

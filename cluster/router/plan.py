@@ -18,8 +18,10 @@ from cluster.router.requests import GenerationRequest, Overrides, Sampling, Scor
 from cluster.spec import (
     AdaptSpec,
     BlendSpec,
+    ChooseSpec,
     ContrastSpec,
     EnsembleSpec,
+    FuseSpec,
     LimitsSpec,
     MixtureSpec,
     ProxySpec,
@@ -205,6 +207,8 @@ def make_method(
             expert, amateur = _index_of(spec, "expert"), _index_of(spec, "amateur")
             rule = Contrast(expert, amateur, spec.beta, spec.plausibility, _CANDIDATES, warp)
             return Together((0, 1), rule)
+        case ChooseSpec() | FuseSpec():
+            raise AssertionError("whole replies come from pinned members")
 
 
 def _evidence(prior: Sequence[float], adapt: AdaptSpec) -> Evidence:

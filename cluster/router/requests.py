@@ -194,6 +194,38 @@ class MemberUsage:
     leases: int = 0
     seat: SeatUsage = field(default_factory=SeatUsage)
 
+    def __iadd__(self, other: MemberUsage) -> MemberUsage:
+        """Add what another reply cost it."""
+        self.drawn_tokens += other.drawn_tokens
+        self.leases += other.leases
+        self.seat += other.seat
+        return self
+
+
+class ProposalState(Enum):
+    """What became of a proposal."""
+
+    COMPLETE = "complete"
+    LATE = "late"  # the time limit passed, and others were enough
+    FAILED = "failed"  # its member failed, and others were enough
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One of several whole replies from which the answer is chosen or written."""
+
+    member: str
+    layer: int  # from 1
+    seed: int
+    state: ProposalState
+    text: str = ""
+    tokens: tuple[ReplyToken, ...] = field(default=(), repr=False)
+    outcome: Outcome | None = None  # of a complete one
+    score: float | None = None  # what it was ranked by, higher is better
+    answer: str | None = None  # found in it, where members vote
+    is_chosen: bool = False  # it is the answer, or was given to the fuser
+    error: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -207,6 +239,7 @@ class Outcome:
     num_tokens: int
     usage: tuple[MemberUsage, ...]
     weights: Mapping[str, float] = field(default_factory=dict)  # at the end, where they adapt
+    proposals: tuple[Proposal, ...] = ()
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ def mixture_logprobs(members: tuple[MemberScore, ...], spec: BlendSpec) -> tuple
 
 
 def blend_logprob(
-    members: tuple[MemberScore, ...], span: Span, mixture: tuple[float, ...]
+    members: tuple[MemberScore, ...], spec: BlendSpec, span: Span, mixture: tuple[float, ...]
 ) -> float | None:
     """The blend's log-likelihood where its law over a text has a closed form.
 
@@ -48,7 +48,7 @@ def blend_logprob(
     """
     if len(members) == 1:
         return members[0].logprob
-    if span == "response":
+    if isinstance(spec, MixtureSpec) and span == "response":
         return _log_sum_exp([math.log(m.weight) + m.logprob for m in members])
     return math.fsum(mixture) if mixture else None
 

@@ -11,8 +11,11 @@ Importing this costs pydantic and PyYAML, never torch or transformers.
 from cluster.spec.blend import AdaptSpec, BlendBase, MixtureSpec, SamplingSpec
 from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.load import load_spec, parse_mapping, parse_spec
-from cluster.spec.member import AutoscalingSpec, MemberSpec, ResourcesSpec
+from cluster.spec.member import MemberSpec
 from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec, ServingSpec
+from cluster.spec.placed import AutoscalingSpec, PlacedSpec, ResourcesSpec
+from cluster.spec.ranker import RankerSpec
+from cluster.spec.replies import ChooseSpec, FuseSpec, ProposingSpec
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
@@ -20,14 +23,19 @@ __all__ = [
     "AutoscalingSpec",
     "BlendBase",
     "BlendSpec",
+    "ChooseSpec",
     "ClusterSpec",
     "ContrastSpec",
     "EnsembleSpec",
     "FrozenMapping",
+    "FuseSpec",
     "LimitsSpec",
     "MemberSpec",
     "MixtureSpec",
+    "PlacedSpec",
+    "ProposingSpec",
     "ProxySpec",
+    "RankerSpec",
     "ResourcesSpec",
     "SamplingSpec",
     "ServingSpec",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.spec.frozen import Frozen
@@ -61,32 +62,46 @@ class BlendBase(Frozen):
         """Whether members must mean the same by a token."""
         return True
 
+    @property
+    def draws_together(self) -> bool:
+        """Whether all members take part in each token."""
+        return False
+
     def span_for(self, *, one_vocabulary: bool) -> Span:
         """The span, once it is known whether all members share one vocabulary."""
         return "token"
 
     def with_parameters(self, given: Mapping[str, float]) -> Self:
         """The same with other numbers; raises InvalidRequest with the request's field."""
-        spec = self
+        if not given:
+            return self
+        values = self.model_dump()
         for name, value in given.items():
-            field = f"overrides.parameters[{name}]"
             if name not in self.parameter_names:
                 known = ", ".join(self.parameter_names) or "none"
                 raise InvalidRequest(
                     "UNKNOWN_PARAMETER",
                     f"got {name!r}; expected a parameter of method {self.method}: {known}",
-                    field=field,
+                    field=f"overrides.parameters[{name}]",
                 )
-            info = type(self).model_fields[name]
-            number = int(value) if info.annotation is int and value.is_integer() else value
-            try:
-                spec = type(self).model_validate({**spec.model_dump(), name: number})
-            except ValidationError:
-                expected = info.description
-                raise InvalidRequest(
-                    "INVALID_VALUE", f"got {value:g}; expected {expected}", field=field
-                ) from None
-        return spec
+            is_whole = type(self).model_fields[name].annotation is int and float(value).is_integer()
+            values[name] = int(value) if is_whole else float(value)
+        try:
+            return type(self).model_validate(values)
+        except ValidationError as error:
+            raise self._bad_parameter(error.errors()[0], given) from None
+
+    def _bad_parameter(self, error: ErrorDetails, given: Mapping[str, float]) -> InvalidRequest:
+        """Blames the parameter found wrong, or the first one that made another number wrong."""
+        wrong = str(error["loc"][0])
+        blamed = wrong if wrong in given else next(iter(given))
+        expected = type(self).model_fields[wrong].description
+        of_other = "" if wrong == blamed else f" as {wrong}"
+        return InvalidRequest(
+            "INVALID_VALUE",
+            f"got {given[blamed]:g}; expected {expected}{of_other}",
+            field=f"overrides.parameters[{blamed}]",
+        )
 
     def check_vocabularies(self, name: str, fingerprints: Mapping[str, str]) -> None:
         """Raise Unsupported if the members must share one vocabulary and do not.

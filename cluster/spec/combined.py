@@ -12,7 +12,15 @@ from cluster.spec.blend import AdaptSpec, BlendBase, check_floor
 from cluster.spec.values import Named, Weights, refuse
 
 
-class EnsembleSpec(BlendBase):
+class CombinedSpec(BlendBase):
+    """Every member tells its distribution of each token, and a rule makes one of them."""
+
+    @property
+    def draws_together(self) -> bool:
+        return True
+
+
+class EnsembleSpec(CombinedSpec):
     """The weighted mean of the members' distributions, or their weighted product."""
 
     parameter_names: ClassVar[tuple[str, ...]] = ("candidates",)
@@ -54,7 +62,7 @@ def _check_roles(*expected: str) -> Any:
     return AfterValidator(check)
 
 
-class ProxySpec(BlendBase):
+class ProxySpec(CombinedSpec):
     """A large model steered by the difference of two small ones (2401.08565, equation 1)."""
 
     parameter_names: ClassVar[tuple[str, ...]] = ("alpha",)
@@ -68,7 +76,7 @@ class ProxySpec(BlendBase):
     )
 
 
-class ContrastSpec(BlendBase):
+class ContrastSpec(CombinedSpec):
     """What an expert finds likely and an amateur does not (contrastive decoding, 2210.15097)."""
 
     parameter_names: ClassVar[tuple[str, ...]] = ("beta", "plausibility")

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from cluster.errors import SpecError
 from cluster.spec.lines import Document, NotYaml, read_yaml
-from cluster.spec.member import BASE_FOLDER
 from cluster.spec.messages import problem_of
 from cluster.spec.model import ClusterSpec
-from cluster.spec.references import Problem, dangling
+from cluster.spec.placed import BASE_FOLDER
+from cluster.spec.references import Problem, dangling, rankers_of
 
 
 def load_spec(path: str | Path) -> ClusterSpec:
@@ -90,8 +90,13 @@ def _dangling_in(data: Any) -> list[Problem]:
         return inner if isinstance(inner, Mapping) else {}
 
     members = tuple(mapping(data, "members"))
-    blends = {
-        name: tuple(mapping(blend, "members")) for name, blend in mapping(data, "blends").items()
-    }
+    given = mapping(data, "blends")
+    blends = {name: tuple(mapping(blend, "members")) for name, blend in given.items()}
     default = mapping(data, "serving").get("default_blend")
-    return dangling(members, blends, default if isinstance(default, str) else None)
+    return dangling(
+        members,
+        blends,
+        default if isinstance(default, str) else None,
+        tuple(mapping(data, "rankers")),
+        {name: rankers_of(blend) for name, blend in given.items() if isinstance(blend, Mapping)},
+    )

@@ -1,66 +1,16 @@
-"""A member: which model, in what number format, on what hardware, how many times."""
+"""A member: a model that speaks, and the room its replicas keep for what was said."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from pydantic import Field
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
-
-from cluster.models.reference import EXPECTED, ModelKind, ModelReference
-from cluster.spec.frozen import Frozen
-from cluster.spec.values import Bytes, refuse
-
-BASE_FOLDER = "base_folder"  # key of the validation context: where relative model folders start
+from cluster.spec.placed import PlacedSpec
+from cluster.spec.values import Bytes
 
 
-class ResourcesSpec(Frozen):
-    """What one replica asks of the machine it is placed on."""
+class MemberSpec(PlacedSpec):
+    """One model that generates text; shared by all blends that name it."""
 
-    num_cpus: float = Field(
-        default=1.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="a number of CPUs of at least 0, such as 0.5",
-    )
-    num_gpus: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="a share of one GPU between 0 and 1 (a replica uses one GPU)",
-    )
-
-
-class AutoscalingSpec(Frozen):
-    """A range of replicas, grown and shrunk by how many leases each one holds."""
-
-    min_replicas: int = Field(default=1, ge=1, description="a whole number of at least 1")
-    max_replicas: int = Field(ge=1, description="a whole number of at least min_replicas")
-    target_leases: int = Field(
-        default=8, ge=1, description="leases per replica to aim at, a whole number of at least 1"
-    )
-
-    @field_validator("max_replicas")
-    @classmethod
-    def _not_below_min(cls, max_replicas: int, info: ValidationInfo) -> int:
-        if max_replicas < info.data.get("min_replicas", 1):
-            raise refuse(f"expected at least min_replicas, which is {info.data['min_replicas']}")
-        return max_replicas
-
-
-class MemberSpec(Frozen):
-    """One model, and how its replicas run; shared by all blends that name it."""
-
-    model: str = Field(description=EXPECTED)
-    revision: str | None = Field(
-        default=None, description="a branch, tag or commit of a hub repository, as text"
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="one of auto (the checkpoint's own), float32, bfloat16, float16"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="one of auto (cuda when num_gpus is above 0), cpu, cuda"
-    )
     kv_memory_bytes: Bytes | None = Field(
         default=None,
         alias="kv_memory",
@@ -71,80 +21,3 @@ class MemberSpec(Frozen):
         ge=2,
         description="tokens, a whole number of at least 2; left out, the model's own",
     )
-    resources: ResourcesSpec = Field(
-        default=ResourcesSpec(),
-        validate_default=True,  # for the check against device
-        description="a mapping such as {num_cpus: 1, num_gpus: 0}",
-    )
-    replicas: int | None = Field(
-        default=None, ge=1, description="a whole number of at least 1, or use autoscaling instead"
-    )
-    autoscaling: AutoscalingSpec | None = Field(
-        default=None,
-        description="a mapping such as {min_replicas: 1, max_replicas: 4, target_leases: 8}",
-    )
-
-    @property
-    def reference(self) -> ModelReference:
-        return ModelReference.parse(self.model)
-
-    @property
-    def min_replicas(self) -> int:
-        return self.autoscaling.min_replicas if self.autoscaling else self.replicas or 1
-
-    @property
-    def max_replicas(self) -> int:
-        return self.autoscaling.max_replicas if self.autoscaling else self.replicas or 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_replica_by_default(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        if given.get("replicas") is None and given.get("autoscaling") is None:
-            return {**given, "replicas": 1}
-        return given
-
-    @field_validator("model")
-    @classmethod
-    def _known_kind_and_absolute(cls, model: str, info: ValidationInfo) -> str:
-        try:
-            reference = ModelReference.parse(model)
-        except ValueError as error:
-            raise refuse(str(error)) from None
-        if reference.kind is not ModelKind.FOLDER:
-            return model
-        folder = Path(model).expanduser()
-        if not folder.is_absolute():
-            base = (info.context or {}).get(BASE_FOLDER)
-            if base is None:
-                raise refuse("expected an absolute folder: there is no file to start from here")
-            folder = Path(base) / folder
-        return str(folder.resolve())
-
-    @field_validator("revision")
-    @classmethod
-    def _only_for_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
-        model = info.data.get("model")
-        if revision and model and ModelReference.parse(model).kind is not ModelKind.HUB:
-            raise refuse(f"expected no revision: only hub repositories have one, not {model}")
-        return revision
-
-    @field_validator("resources")
-    @classmethod
-    def _gpu_where_cuda(cls, resources: ResourcesSpec, info: ValidationInfo) -> ResourcesSpec:
-        device = info.data.get("device")
-        if device == "cpu" and resources.num_gpus > 0:
-            raise refuse("expected num_gpus: 0 with device: cpu")
-        if device == "cuda" and resources.num_gpus == 0:
-            raise refuse("expected num_gpus above 0 with device: cuda; Ray hides GPUs otherwise")
-        return resources
-
-    @field_validator("autoscaling")
-    @classmethod
-    def _not_both(
-        cls, autoscaling: AutoscalingSpec | None, info: ValidationInfo
-    ) -> AutoscalingSpec | None:
-        if autoscaling and info.data.get("replicas") is not None:
-            raise refuse("expected either replicas or autoscaling, not both")
-        return autoscaling

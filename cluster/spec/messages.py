@@ -18,6 +18,7 @@ from cluster.spec.blend import BlendBase, MixtureSpec
 from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.lines import Document, misread
 from cluster.spec.references import Location, Problem, did_you_mean
+from cluster.spec.replies import ChooseSpec, FuseSpec
 from cluster.spec.values import REFUSED
 
 METHODS: dict[str, type[BlendBase]] = {
@@ -25,6 +26,8 @@ METHODS: dict[str, type[BlendBase]] = {
     "ensemble": EnsembleSpec,
     "proxy": ProxySpec,
     "contrast": ContrastSpec,
+    "choose": ChooseSpec,
+    "fuse": FuseSpec,
 }
 _KEY = "[key]"
 _MAX_SHOWN = 60

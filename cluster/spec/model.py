@@ -1,4 +1,4 @@
-"""The blend file as one tree: members, blends of them, and how they are served.
+"""The blend file as one tree: members, blends of them, rankers, and how they are served.
 
 This knows nothing of YAML, of tokenizers or of weights.
 """
@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.spec.blend import MixtureSpec
 from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.frozen import Frozen
 from cluster.spec.member import MemberSpec
-from cluster.spec.references import dangling
-from cluster.spec.values import Host, Name, Named, refuse
+from cluster.spec.ranker import RankerSpec
+from cluster.spec.references import OWN_RANKS, Location, dangling, rankers_of
+from cluster.spec.replies import ChooseSpec, FuseSpec
+from cluster.spec.values import FrozenMapping, Host, Name, Named, refuse
 
 _REVISION_LENGTH = 12
 
 BlendSpec = Annotated[
-    MixtureSpec | EnsembleSpec | ProxySpec | ContrastSpec, Field(discriminator="method")
+    MixtureSpec | EnsembleSpec | ProxySpec | ContrastSpec | ChooseSpec | FuseSpec,
+    Field(discriminator="method"),
 ]
 
 
@@ -67,6 +71,10 @@ class ClusterSpec(Frozen):
     blends: Named[BlendSpec] = Field(
         min_length=1, description="blends by name, such as {demo: {method: mixture, members: …}}"
     )
+    rankers: Named[RankerSpec] = Field(
+        default=FrozenMapping({}),
+        description="rankers by name, such as {judge: {model: org/reward, kind: reward}}",
+    )
     serving: ServingSpec = Field(
         default=ServingSpec(), description="a mapping such as {host: 127.0.0.1, port: 9000}"
     )
@@ -77,7 +85,13 @@ class ClusterSpec(Frozen):
     @model_validator(mode="after")
     def _names_exist(self) -> ClusterSpec:
         blends = {name: tuple(blend.members) for name, blend in self.blends.items()}
-        found = dangling(tuple(self.members), blends, self.serving.default_blend)
+        found = dangling(
+            tuple(self.members),
+            blends,
+            self.serving.default_blend,
+            tuple(self.rankers),
+            {name: self.rankers_of(name) for name in self.blends},
+        )
         if found:
             raise refuse("; ".join(f"{problem.field}: {problem.message}" for problem in found))
         return self
@@ -86,6 +100,18 @@ class ClusterSpec(Frozen):
     def default_blend(self) -> str:
         """The blend of requests that name none: `serving.default_blend`, else the file's first."""
         return self.serving.default_blend or next(iter(self.blends))
+
+    @field_validator("rankers")
+    @classmethod
+    def _not_own_ranks(cls, rankers: Mapping[str, RankerSpec]) -> Mapping[str, RankerSpec]:
+        for name in rankers:
+            if name in OWN_RANKS:
+                raise refuse(f"expected no ranker named {name}: it means a rule of its own")
+        return rankers
+
+    def rankers_of(self, blend: str) -> dict[Location, str]:
+        """The rankers that a blend names, by the field that names them."""
+        return rankers_of(self.blends[blend].model_dump(include={"rank", "gate"}))
 
     def revision_of(self, blend: str) -> str:
         """A short hash of what decides a blend's text: method, weights, sampling, models, dtypes.
@@ -105,6 +131,13 @@ class ClusterSpec(Frozen):
             )
             for name in chosen.members
         ]
+        if rankers := self.rankers_of(blend).values():
+            content["rankers"] = [
+                self.rankers[name].model_dump(
+                    mode="json", include={"model", "revision", "dtype", "kind", "template"}
+                )
+                for name in rankers
+            ]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:_REVISION_LENGTH]
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Location = tuple[str | int, ...]
+
+LIKELIHOOD = "likelihood"
+VOTE = "vote"
+OWN_RANKS = (LIKELIHOOD, VOTE)  # what needs no ranker; no ranker may have such a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +32,28 @@ def did_you_mean(given: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def rankers_of(blend: Mapping[str, Any]) -> dict[Location, str]:
+    """The rankers that a blend, as plain data, names, and where."""
+    gate = blend.get("gate")
+    found = {
+        ("rank",): blend.get("rank"),
+        ("gate", "ranker"): gate.get("ranker") if isinstance(gate, Mapping) else None,
+    }
+    return {
+        location: name
+        for location, name in found.items()
+        if isinstance(name, str) and name not in OWN_RANKS
+    }
+
+
 def dangling(
-    members: Sequence[str], blends: Mapping[str, Sequence[str]], default_blend: str | None
+    members: Sequence[str],
+    blends: Mapping[str, Sequence[str]],
+    default_blend: str | None,
+    rankers: Sequence[str],
+    ranked: Mapping[str, Mapping[Location, str]],
 ) -> list[Problem]:
-    """Members that blends use but nobody defines, and a default blend that is none."""
+    """Members and rankers that blends use but nobody defines, and a default blend that is none."""
     found = [
         Problem(
             ("blends", blend, "members", name),
@@ -40,6 +63,16 @@ def dangling(
         for blend, names in blends.items()
         for name in names
         if name not in members
+    ]
+    found += [
+        Problem(
+            ("blends", blend, *location),
+            f"there is no ranker {name!r}; expected {_one_of((*OWN_RANKS, *rankers))}"
+            + did_you_mean(name, (*OWN_RANKS, *rankers)),
+        )
+        for blend, names in ranked.items()
+        for location, name in names.items()
+        if name not in rankers
     ]
     if default_blend is not None and default_blend not in blends:
         names = tuple(blends)

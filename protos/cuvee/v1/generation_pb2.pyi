@@ -131,6 +131,34 @@ FINISH_REASON_CONTEXT_FULL: FinishReason.ValueType  # 4
 """A member's context length is used up."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _ProposalState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProposalStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProposalState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROPOSAL_STATE_UNSPECIFIED: _ProposalState.ValueType  # 0
+    """Not known."""
+    PROPOSAL_STATE_COMPLETE: _ProposalState.ValueType  # 1
+    """It was written to its end."""
+    PROPOSAL_STATE_LATE: _ProposalState.ValueType  # 2
+    """The time limit passed, and others were enough."""
+    PROPOSAL_STATE_FAILED: _ProposalState.ValueType  # 3
+    """Its member failed, and others were enough."""
+
+class ProposalState(_ProposalState, metaclass=_ProposalStateEnumTypeWrapper):
+    """What became of a proposal."""
+
+PROPOSAL_STATE_UNSPECIFIED: ProposalState.ValueType  # 0
+"""Not known."""
+PROPOSAL_STATE_COMPLETE: ProposalState.ValueType  # 1
+"""It was written to its end."""
+PROPOSAL_STATE_LATE: ProposalState.ValueType  # 2
+"""The time limit passed, and others were enough."""
+PROPOSAL_STATE_FAILED: ProposalState.ValueType  # 3
+"""Its member failed, and others were enough."""
+Global___ProposalState: _TypeAlias = ProposalState  # noqa: Y015
+
 @_typing.final
 class ChatMessage(_message.Message):
     """One message of a conversation."""
@@ -760,6 +788,66 @@ class Usage(_message.Message):
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
+class Proposal(_message.Message):
+    """One of several whole replies from which the answer was chosen or written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    member: _builtins.str
+    """The member that wrote it."""
+    layer: _builtins.int
+    """Its round, from 1; later rounds had the proposals of the one before."""
+    state: Global___ProposalState.ValueType
+    """What became of it."""
+    text: _builtins.str
+    """The reply."""
+    finish_reason: Global___FinishReason.ValueType
+    """Why it ended."""
+    score: _builtins.float
+    """What it was ranked by, higher is better; absent where nothing was ranked."""
+    answer: _builtins.str
+    """The answer found in it, where members vote."""
+    chosen: _builtins.bool
+    """Whether it is the answer, or was given to the fuser."""
+    seed: _builtins.int
+    """Its own seed: the first round's request with this seed and this member pinned gives it again."""
+    error: _builtins.str
+    """What went wrong, if it failed."""
+    def __init__(
+        self,
+        *,
+        member: _builtins.str = ...,
+        layer: _builtins.int = ...,
+        state: Global___ProposalState.ValueType = ...,
+        text: _builtins.str = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        score: _builtins.float | None = ...,
+        answer: _builtins.str = ...,
+        chosen: _builtins.bool = ...,
+        seed: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "chosen", b"chosen", "error", b"error", "finish_reason", b"finish_reason", "layer", b"layer", "member", b"member", "score", b"score", "seed", b"seed", "state", b"state", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___Proposal: _TypeAlias = Proposal  # noqa: Y015
+
+@_typing.final
 class Outcome(_message.Message):
     """How a reply ended."""
 
@@ -792,6 +880,7 @@ class Outcome(_message.Message):
     BLEND_FIELD_NUMBER: _builtins.int
     BLEND_REVISION_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
+    PROPOSALS_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     stop_string: _builtins.str
@@ -810,6 +899,10 @@ class Outcome(_message.Message):
     def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The members' weights at the end, by name, where they follow the transcript."""
 
+    @_builtins.property
+    def proposals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Proposal]:
+        """Where members write whole replies first: all of these, unless attribution was declined."""
+
     def __init__(
         self,
         *,
@@ -820,10 +913,11 @@ class Outcome(_message.Message):
         blend: _builtins.str = ...,
         blend_revision: _builtins.str = ...,
         weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        proposals: _abc.Iterable[Global___Proposal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "finish_reason", b"finish_reason", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "finish_reason", b"finish_reason", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
