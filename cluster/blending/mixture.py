@@ -18,7 +18,7 @@ from cluster.blending.base import Run, Span
 from cluster.randomness import Purpose, uniform
 from cluster.text.borders import Border
 
-_BORDERS = {"word": Border.WORD, "sentence": Border.SENTENCE}
+BORDERS = {"word": Border.WORD, "sentence": Border.SENTENCE}
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Mixture:
         if self.span == "response":
             return Run(self.speaker(0), position, max_tokens, Border.NONE, (0.0, 1.0), False)
         member = self.speaker(position)
-        if isinstance(self.span, str) and self.span in _BORDERS:
+        if isinstance(self.span, str) and self.span in BORDERS:
             share = (self._bounds[member - 1] if member else 0.0, self._bounds[member])
-            return Run(member, position, max_tokens, _BORDERS[self.span], share, dropped)
+            return Run(member, position, max_tokens, BORDERS[self.span], share, dropped)
         length = span = 1 if self.span == "token" else int(self.span)
         while length < max_tokens and self.speaker(position + length) == member:
             length += span

@@ -45,6 +45,14 @@ class Runner(Protocol):
         """Whether sequences may hold pages in common, and `copy` may be called."""
         ...
 
+    @property
+    def states(self) -> Tensor | None:
+        """[sum of num_logits, hidden size]: what the last pass's logits were made from.
+
+        None for a runner that cannot tell.
+        """
+        ...
+
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Feed all chunks in one pass: logits [sum of num_logits, vocab_size], in chunk order."""
         ...

@@ -38,6 +38,7 @@ class CachedRunner:
     """Carries out `Runner` with one cache per sequence."""
 
     shares_rows = False
+    states = None
     page_size = _PAGE_SIZE
 
     def __init__(self, model: PreTrainedModel, *, kv_memory_bytes: int, max_context: int) -> None:

@@ -17,7 +17,7 @@ from cluster.engine.passes import Found, run_pass
 from cluster.engine.pool import PagePool
 from cluster.engine.prefixes import num_common
 from cluster.engine.rank import rank
-from cluster.engine.sampler import NO_TOKEN
+from cluster.engine.sampler import NO_TOKEN, sample
 from cluster.engine.schedule import Plan, Scheduler
 from cluster.engine.types import (
     EngineCounts,
@@ -160,8 +160,13 @@ class Engine:
         ids[work.start :] = tokens
         self._num_begun += 1
         job = self._jobs[sequence] = Job(sequence, work.want, ids, self._num_begun)
-        if row is not None and isinstance(work.want, Rank) and not has_news:
-            return self._rank(job, row)
+        if row is not None and not has_news and len(ids) < self._runner.max_context:
+            match work.want:
+                case Rank(with_state=False):
+                    return self._rank(job, row)
+                case Sample(num_scored=0):
+                    (token,) = sample(row[None], [job.sample_row()])
+                    return self._take(job, token)
         num_kept = min(num_kept, job.first_logit)
         if num_kept < len(ids):
             num_kept = self._runner.truncate(sequence, num_kept, ids[num_kept])
@@ -186,7 +191,7 @@ class Engine:
             if i in found.drawn:
                 outputs.append(self._take(job, found.drawn[i]))
             elif i in found.rows:
-                outputs.append(self._rank(job, found.rows[i]))
+                outputs.append(self._rank(job, found.rows[i], found.states.get(i)))
             elif chunk.start + len(chunk.ids) == job.end:
                 outputs.append(self._end(job, WorkEnd.DONE, job.scored))
         return outputs
@@ -206,15 +211,19 @@ class Engine:
             output.scored = [scored.logprob for scored in job.scored]
         return output
 
-    def _rank(self, job: Job, row: Tensor) -> Output:
-        """Tell what is asked of the row, and keep it: more may be asked."""
+    def _rank(self, job: Job, row: Tensor, state: Tensor | None = None) -> Output:
+        """Tell what is asked of the row, and keep it: more may be asked, or a token be drawn."""
         assert isinstance(job.want, Rank)
+        if job.want.with_state and state is None:
+            error = "this model's hidden states cannot be read: it keeps a cache of its own"
+            return self._end(job, WorkEnd.FAILED, error=error)
         (distribution,) = rank(row[None], [job.want])
         if distribution is None:
             return self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")
         self._rows[job.sequence] = row
         output = self._end(job, WorkEnd.DONE)
         output.distribution = distribution
+        output.state = [] if state is None else state.float().tolist()
         return output
 
     def _end(

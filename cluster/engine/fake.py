@@ -28,6 +28,7 @@ class FakeRunner:
     """Carries out `Runner` over a list of token ids, one per slot."""
 
     shares_rows = True
+    states = None
 
     def __init__(
         self,

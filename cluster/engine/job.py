@@ -69,7 +69,8 @@ class Job:
         want, position = self.want, self.want.first_position + self.num_drawn
         purpose = want.first_purpose if self.num_drawn == 0 else Purpose.TOKEN
         banned = want.banned if position < want.banned_before else ()
-        return SampleRow(want.params, key(want.seed, purpose, position), banned, want.num_top)
+        bits = key(want.seed, purpose, position)
+        return SampleRow(want.params, bits, banned, want.num_top, want.doubt)
 
     def targets(self, chunk: Chunk) -> list[int]:
         """The ids that this chunk's logits score; of a work that draws, all but the last."""
@@ -95,8 +96,11 @@ class Job:
     ) -> tuple[list[TokenOutput], WorkEnd | None]:
         """Let the judge decide on a token just drawn: what to report, and whether that was all."""
         assert isinstance(self.want, Sample)
-        verdict = self.want.judge(token.token)
         self.num_drawn += 1
+        doubt = self.want.doubt
+        if doubt is not None and token.in_doubt and doubt.hand_over(token.token):
+            return [], WorkEnd.DONE
+        verdict = self.want.judge(token.token)
         if verdict is Verdict.DROP_AND_STOP:
             return [], WorkEnd.DONE
         self.ids.append(token.token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class Found:
     drawn: dict[int, TokenOutput] = field(default_factory=dict)
     scored: dict[int, list[TokenOutput]] = field(default_factory=dict)  # targets
     rows: dict[int, Tensor] = field(default_factory=dict)  # logits [V] of chunks that rank
+    states: dict[int, Tensor] = field(default_factory=dict)  # what those were made from, if wanted
 
 
 @torch.inference_mode()
@@ -58,7 +59,15 @@ def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int) -
             found.scored[i] = [next(scored) for _ in targets[i]]
     ranking = [i for i in asked if isinstance(jobs[i].want, Rank)]
     found.rows = {i: parts[i][-1].clone() for i in ranking}
+    if runner.states is not None:
+        ends = list(accumulate(chunk.num_logits for chunk in plan.chunks))
+        wanted = [i for i in ranking if _wants_state(jobs[i])]
+        found.states = {i: runner.states[ends[i] - 1].clone() for i in wanted}
     return found
+
+
+def _wants_state(job: Job) -> bool:
+    return isinstance(job.want, Rank) and job.want.with_state
 
 
 def _law_of_scores(job: Job) -> SamplingParams:

@@ -97,9 +97,12 @@ class PagedRunner:
         self.max_context = max_context
         self.num_pages = num_pages
         self.page_size = page_size
+        self.states: Tensor | None = None
         self._model = model
         self._device = model.device
         self._varlen = varlen
+        head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head.register_forward_pre_hook(self._keep_states)
         self._rows = {
             layer: Rows(num_pages, page_size, kept, model.device)
             for layer, kept in shape.layers.items()
@@ -118,6 +121,9 @@ class PagedRunner:
             )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _keep_states(self, head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.states = inputs[0][0]
 
     @torch.inference_mode()
     def copy(self, copies: Sequence[Copy]) -> None:

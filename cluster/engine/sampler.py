@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from cluster.engine.noise import exponentials
-from cluster.engine.types import SamplingParams, TokenOutput
+from cluster.engine.types import Doubt, SamplingParams, TokenOutput
 
 NO_TOKEN = -1  # drawn from a row that has nothing to draw: NaN or +inf logits, or all of it -inf
 NUM_CANDIDATES = 1024  # how many of the largest logits top-p looks at before it sorts them all
@@ -46,6 +46,7 @@ class SampleRow:
     key: int  # the draw's 64 random bits
     banned: tuple[int, ...] = ()  # masked before everything, but not in what is reported
     num_top: int = 0  # how many of the model's best candidates to report
+    doubt: Doubt | None = None  # when to report that the model is not sure
 
 
 def log_warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -130,7 +131,8 @@ def _sample(
     empty = ~scaled.amax(dim=-1).isfinite()
     if short is None:
         short = torch.zeros_like(empty)
-    parts = [torch.stack([token.double(), logprob.double(), short.double(), empty.double()])]
+    columns = (token, logprob, short, empty, _in_doubt(raw, [row.doubt for row in rows]))
+    parts = [torch.stack([column.double() for column in columns])]
     wanted = [i for i, row in enumerate(rows) if row.num_top > 0]
     num_top = min(max(row.num_top for row in rows), logits.shape[1])
     if wanted:
@@ -139,7 +141,7 @@ def _sample(
     flat: list[float] = torch.cat([part.flatten() for part in parts]).tolist()  # the one wait
 
     n = len(rows)
-    top_ids, top_values = 4 * n, 4 * n + len(wanted) * num_top
+    top_ids, top_values = 5 * n, 5 * n + len(wanted) * num_top
     place = {row: i * num_top for i, row in enumerate(wanted)}
     outputs = []
     for i, row in enumerate(rows):
@@ -151,8 +153,25 @@ def _sample(
         if flat[3 * n + i]:
             outputs.append(TokenOutput(NO_TOKEN, math.nan))
         else:
-            outputs.append(TokenOutput(int(flat[i]), flat[n + i], top))
+            in_doubt = bool(flat[4 * n + i])
+            outputs.append(TokenOutput(int(flat[i]), flat[n + i], top, in_doubt))
     return outputs, [i for i in range(n) if flat[2 * n + i]]
+
+
+def _in_doubt(raw: Tensor, doubts: Sequence[Doubt | None]) -> Tensor:
+    """Which rows of log-probabilities are less sure than their threshold; none where none is."""
+    found = torch.zeros(raw.shape[0], device=raw.device)
+    rows = [i for i, doubt in enumerate(doubts) if doubt is not None]
+    if not rows:
+        return found
+    chosen = _select(raw, rows)
+    entropy = torch.special.entr(chosen.exp()).sum(dim=-1)
+    confidence = chosen.amax(dim=-1).exp()
+    wanted = [doubt for doubt in doubts if doubt is not None]
+    by_entropy = _on_device([d.measure == "entropy" for d in wanted], torch.bool, raw.device)
+    threshold = _on_device([d.threshold for d in wanted], torch.float32, raw.device)
+    flags = torch.where(by_entropy, entropy > threshold, confidence < threshold)
+    return found.index_copy_(0, _on_device(rows, torch.int64, raw.device), flags.float())
 
 
 def _scale(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from cluster.distribution import Distribution
 from cluster.randomness import Purpose
@@ -37,6 +38,15 @@ class Verdict(Enum):
     DROP_AND_STOP = "drop_and_stop"
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """When a model is not sure enough of the next token, by its own distribution."""
+
+    measure: Literal["confidence", "entropy"]  # the largest probability, or Σ -p log p in nats
+    threshold: float  # in doubt below it, or above it
+    hand_over: Callable[[int], bool]  # asked of a token drawn in doubt; True drops it and stops
+
+
 @dataclass(slots=True)
 class Sample:
     """Draw tokens one after another until `judge` stops the run.
@@ -54,6 +64,7 @@ class Sample:
     banned_before: int = 0  # ... while the position is below this
     num_top: int = 0  # how many top candidates to report per token
     num_scored: int = 0  # score this many of the work's last tokens on the way, as `Score` does
+    doubt: Doubt | None = None
 
 
 @dataclass(slots=True)
@@ -72,6 +83,7 @@ class Rank:
     num_top: int = 0  # how many likeliest ids to tell; 0: all
     ids: Sequence[int] = ()  # tell these too
     banned: tuple[int, ...] = ()  # ids that have no part in it
+    with_state: bool = False  # tell the hidden state, too, that the distribution is made from
 
 
 @dataclass(slots=True)
@@ -100,6 +112,7 @@ class TokenOutput:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), best first
+    in_doubt: bool = False  # by the measure that the work asked for
 
 
 class WorkEnd(Enum):
@@ -121,6 +134,7 @@ class Output:
     error: str = ""  # for FAILED
     scored: Sequence[float] = ()  # the log-probabilities that a Sample's `num_scored` asks for
     distribution: Distribution | None = None  # for Rank
+    state: Sequence[float] = ()  # for Rank, where asked for
     num_passes: int = 0  # forward passes this sequence took part in since its last output
     num_processed: int = 0  # tokens fed through the model since its last output
     num_cached: int = (

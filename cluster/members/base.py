@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cluster.distribution import Distribution
 from cluster.engine.types import SamplingParams
@@ -69,6 +69,16 @@ class SequenceStart:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """Hand over, at the beginning of a span, when the member is not sure of the next token."""
+
+    measure: Literal["confidence", "entropy"]
+    threshold: float  # in doubt below this confidence, or above this entropy in nats
+    span_tokens: int = 0  # spans of so many tokens; 0: spans by border
+    num_said: int = 0  # tokens of the run that another replica said before
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """Draw a run of tokens.
 
@@ -85,6 +95,7 @@ class Draw:
     retake: bool = False  # the first token replaces one dropped at a border
     whole_characters: bool = False  # go on past max_tokens until the last character is whole
     score_news: bool = False  # report the log-probabilities of the step's token ids
+    doubt: Doubt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,7 @@ class Rank:
     num_top: int = 0  # how many likeliest ids to tell; 0: all
     ids: Sequence[int] = ()  # tell these too
     is_warped: bool = False  # under the sequence's sampling; else the model's own
+    with_state: bool = False  # tell the hidden state that it is made from, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +150,7 @@ class RunEnd(Enum):
 
     COMPLETE = "complete"  # max_tokens drawn, or everything scored
     BORDER = "border"  # at a border the draw gave the word to another member
+    DOUBT = "doubt"  # the member was not sure; the token it drew was dropped
     END_OF_TURN = "end_of_turn"
     CONTEXT_FULL = "context_full"
     CANCELLED = "cancelled"
@@ -161,6 +174,7 @@ class StepEvent:
     num_cached: int = 0
     distribution: Distribution | None = None  # the answer to a Rank
     news_logprobs: Sequence[float] = ()  # the answer to score_news
+    state: Sequence[float] = ()  # the answer to a Rank with_state
 
 
 @dataclass(slots=True)

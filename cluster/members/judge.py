@@ -55,6 +55,22 @@ class RunJudge:
             return Verdict.KEEP_AND_STOP
         return Verdict.KEEP
 
+    def hands_over(self, token: int) -> bool:
+        """Whether a token drawn in doubt begins a span, so that the run ends before it."""
+        doubt = self._draw.doubt
+        if doubt is None or self._text.pending:
+            return False
+        if doubt.span_tokens:
+            begins = (doubt.num_said + self._num_kept) % doubt.span_tokens == 0
+        else:
+            ends_turn = token in self._end_ids
+            is_first = self._draw.begins_span and self._num_kept == 0
+            piece = b"" if ends_turn else self._token_bytes[token]
+            begins = is_first or self._is_border(piece, ends_turn)
+        if begins:
+            self.end = RunEnd.DOUBT
+        return begins
+
     def _is_border(self, piece: bytes, ends_turn: bool) -> bool:
         if self._draw.border is Border.NONE or self._text.pending:
             return False

@@ -199,7 +199,7 @@ class ReplicaSequence:
         return Work(self.id, 0, self._prompt_ids + ids, want)
 
     def _sample(self, draw: Draw, step: Step) -> Sample:
-        text = self._text
+        text, doubt = self._text, draw.doubt
         judge = RunJudge(
             draw,
             seed=self._start.seed,
@@ -218,6 +218,9 @@ class ReplicaSequence:
             banned_before=self._start.end_allowed_from,
             num_top=self._start.num_top,
             num_scored=len(step.token_ids) if draw.score_news else 0,
+            doubt=None
+            if doubt is None
+            else engine.Doubt(doubt.measure, doubt.threshold, judge.hands_over),
         )
 
     def _rank(self, rank: Rank) -> engine.Rank:
@@ -227,6 +230,7 @@ class ReplicaSequence:
             num_top=rank.num_top,
             ids=rank.ids,
             banned=self._text.end_ids if is_early else (),
+            with_state=rank.with_state,
         )
 
     def _check_room(self, targets: list[int]) -> None:
@@ -258,6 +262,7 @@ class ReplicaSequence:
             output.num_cached,
             output.distribution,
             output.scored,
+            output.state,
         )
         if self._prefilling:
             self._prefilling = output.end is None

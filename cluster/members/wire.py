@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cluster.engine.types import SamplingParams
 from cluster.errors import (
     CuveeError,
@@ -13,6 +15,7 @@ from cluster.errors import (
 )
 from cluster.members import packed
 from cluster.members.base import (
+    Doubt,
     Draw,
     Event,
     Failed,
@@ -57,8 +60,14 @@ _ENDS = {
     RunEnd.END_OF_TURN: pb.RUN_END_END_OF_TURN,
     RunEnd.CONTEXT_FULL: pb.RUN_END_CONTEXT_FULL,
     RunEnd.CANCELLED: pb.RUN_END_CANCELLED,
+    RunEnd.DOUBT: pb.RUN_END_DOUBT,
 }
 _ENDS_BACK = {value: end for end, value in _ENDS.items()}
+_MEASURES: dict[Literal["confidence", "entropy"], pb.CertaintyMeasure.ValueType] = {
+    "confidence": pb.CERTAINTY_MEASURE_CONFIDENCE,
+    "entropy": pb.CERTAINTY_MEASURE_ENTROPY,
+}
+_MEASURES_BACK = {value: measure for measure, value in _MEASURES.items()}
 _RETRY_DELAY_S = 1.0
 
 
@@ -147,7 +156,7 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
     if isinstance(want, Rank):
         message.rank.position, message.rank.num_top = want.position, want.num_top
         message.rank.ids = packed.ids_to_bytes(want.ids)
-        message.rank.is_warped = want.is_warped
+        message.rank.is_warped, message.rank.with_state = want.is_warped, want.with_state
         return message
     message.draw.position = want.position
     message.draw.max_tokens = want.max_tokens
@@ -158,6 +167,15 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
     message.draw.retake = want.retake
     message.draw.whole_characters = want.whole_characters
     message.draw.score_news = want.score_news
+    if want.doubt is not None:
+        message.draw.doubt.CopyFrom(
+            pb.Doubt(
+                measure=_MEASURES[want.doubt.measure],
+                threshold=want.doubt.threshold,
+                span_tokens=want.doubt.span_tokens,
+                num_said=want.doubt.num_said,
+            )
+        )
     return message
 
 
@@ -170,7 +188,7 @@ def step_from_proto(message: pb.Step) -> Step:
     elif kind == "rank":
         rank = message.rank
         ids = packed.ids_from_bytes(rank.ids).tolist()
-        want = Rank(rank.position, rank.num_top, ids, rank.is_warped)
+        want = Rank(rank.position, rank.num_top, ids, rank.is_warped, rank.with_state)
     else:
         draw = message.draw
         border = _BORDERS_BACK.get(draw.border)
@@ -185,8 +203,16 @@ def step_from_proto(message: pb.Step) -> Step:
             retake=draw.retake,
             whole_characters=draw.whole_characters,
             score_news=draw.score_news,
+            doubt=_doubt_from_proto(draw.doubt) if draw.HasField("doubt") else None,
         )
     return Step(message.base, want, message.text, tuple(message.token_ids))
+
+
+def _doubt_from_proto(doubt: pb.Doubt) -> Doubt:
+    measure = _MEASURES_BACK.get(doubt.measure)
+    if measure is None:
+        raise InternalError("UNKNOWN_MEASURE", f"certainty measure {doubt.measure} is not known")
+    return Doubt(measure, doubt.threshold, doubt.span_tokens, doubt.num_said)
 
 
 def add_event(response: pb.ExchangeResponse, sequence: int, event: Event) -> None:
@@ -202,6 +228,7 @@ def add_event(response: pb.ExchangeResponse, sequence: int, event: Event) -> Non
                 num_cached=event.num_cached,
                 distribution=packed.distribution_to_proto(event.distribution),
                 news_logprobs=event.news_logprobs,
+                state=event.state,
             )
         )
     elif isinstance(event, Opened):
@@ -222,6 +249,7 @@ def step_event_from_proto(message: pb.StepEvent) -> StepEvent:
         message.num_cached,
         packed.distribution_from_proto(message),
         tuple(message.news_logprobs),
+        tuple(message.state),
     )
 
 

@@ -23,7 +23,6 @@ from cluster.router.requests import (
     Stopping,
     Update,
 )
-from cluster.spec import EnsembleSpec
 from cuvee.v1 import blend_pb2 as pb_blend
 from cuvee.v1 import generation_pb2 as pb
 
@@ -263,7 +262,7 @@ def blend_to_proto(blend: ServedBlend, max_tokens: int) -> pb_blend.Blend:
             min_p=sampling.min_p,
         ),
         max_tokens=max_tokens,
-        rule=spec.rule if isinstance(spec, EnsembleSpec) else "",
+        rule=spec.rule_name,
         parameters=spec.parameters,
     )
 

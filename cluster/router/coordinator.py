@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from cluster.blending.base import Learner, Listener, Run, Together
+from cluster.blending.routing import Cascade, Routed
 from cluster.errors import ReplicaLost
-from cluster.members.base import Draw, Form, Member, RunEnd, Step, StepEvent
+from cluster.members.base import Doubt, Draw, Form, Member, Rank, RunEnd, Step, StepEvent
 from cluster.members.seat import Seat
 from cluster.router.plan import Plan
 from cluster.router.requests import FinishReason, MemberUsage, Outcome, Update
 from cluster.router.seats import Seats
-from cluster.router.together import combined_next, drawn_token
+from cluster.router.together import combined_next, drawn_token, told
 from cluster.router.transcript import Transcript
 
 _FINISHES = {
@@ -70,11 +71,25 @@ class Generation:
         if isinstance(method, Together):
             yield await self._draw_together(method)
             return
+        if isinstance(method, Routed) and not method.is_decided(position):
+            await self._ask_gate(method)
+            if self._finish is not None:
+                return
         remaining = self._plan.max_tokens - position
         run = method.next_run(position, remaining, dropped=self._dropped)
         async with aclosing(self._speak(run)) as speech:
             async for update in speech:
                 yield update
+
+    async def _ask_gate(self, gate: Routed) -> None:
+        """Let it read what its reader makes of all that was said."""
+        position = self._transcript.position
+        rank = Rank(position, num_top=1, with_state=True)
+        answer = await told(gate.reader, rank, self._seats, self._transcript)
+        if answer.end is RunEnd.CONTEXT_FULL:
+            self._finish = FinishReason.CONTEXT_FULL
+            return
+        gate.decide(position, answer.state)
 
     async def _draw_together(self, method: Together) -> Update:
         combined = await combined_next(method, self._seats, self._transcript)
@@ -146,6 +161,7 @@ class Generation:
             whole_characters=self._plan.form is Form.TEXT
             and position + max_tokens < self._plan.max_tokens,
             score_news=isinstance(self._plan.method, Listener),
+            doubt=self._doubt(run, num_done),
         )
         if self._plan.form is Form.TOKEN_IDS:
             return Step(seat.known, draw, token_ids=transcript.ids(seat.known))
@@ -154,14 +170,34 @@ class Generation:
         base = min(seat.known, begin)
         return Step(base, draw, transcript.bytes(base, begin), transcript.ids(run.position))
 
+    def _doubt(self, run: Run, num_done: int) -> Doubt | None:
+        """Where the run's member hands over, if it may."""
+        method = self._plan.method
+        if not isinstance(method, Cascade) or run.member != method.first:
+            return None
+        return Doubt(method.measure, method.threshold, method.span_tokens, num_done)
+
     def _end_run(self, end: RunEnd) -> None:
-        self._dropped = end is RunEnd.BORDER
+        self._dropped = end in (RunEnd.BORDER, RunEnd.DOUBT)
+        if end is RunEnd.DOUBT:
+            assert isinstance(self._plan.method, Cascade), "only these may doubt"
+            self._plan.method.doubt(self._transcript.position)
         self._finish = _FINISHES.get(end)
 
     async def _sit_down(self) -> None:
         method = self._plan.method
         if isinstance(method, Together):
             first = method.speakers
+        elif isinstance(method, Routed):
+            first = (method.reader,)
+            if method.mixture.span == "response":  # who else sits is not known before
+                await self._seats.sit_down(first, first)
+                await self._ask_gate(method)
+                speakers = method.drawn()
+                if speakers != first:
+                    await self._seats.leave()
+                    await self._seats.sit_down(speakers, speakers)
+                return
         else:
             first = (method.next_run(0, self._plan.max_tokens, dropped=False).member,)
         await self._seats.sit_down(method.speakers, first)
@@ -182,6 +218,10 @@ class Generation:
     def _weights(self) -> dict[str, float]:
         """The members' weights now, where they follow the transcript."""
         method, names = self._plan.method, self._plan.members
+        if self._plan.decided:
+            return dict(self._plan.decided)
+        if isinstance(method, Routed):
+            return dict(zip(names, method.weights(), strict=True))
         if isinstance(method, Listener):
             return dict(zip(names, method.weights(), strict=True))
         if isinstance(method, Together) and isinstance(method.rule, Learner):

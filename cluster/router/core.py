@@ -7,10 +7,12 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 
 from cluster.blending.base import Learner, Together
 from cluster.engine.types import SamplingParams
 from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable
+from cluster.gates.file import GateFile, GateInputs, load_gate
 from cluster.members.base import (
     Form,
     Member,
@@ -24,6 +26,7 @@ from cluster.members.base import (
 )
 from cluster.rankers.base import Ranker
 from cluster.router.coordinator import Generation
+from cluster.router.gating import PromptGates
 from cluster.router.on_each import on_each
 from cluster.router.plan import (
     Plan,
@@ -51,7 +54,16 @@ from cluster.router.scoring import blend_logprob, has_closed_form, mixture_logpr
 from cluster.router.seats import Seats
 from cluster.router.together import combined_next
 from cluster.router.transcript import Transcript
-from cluster.spec import ChooseSpec, ClusterSpec, FrozenMapping, FuseSpec, SamplingSpec
+from cluster.spec import (
+    BlendSpec,
+    ChooseSpec,
+    ClusterSpec,
+    FrozenMapping,
+    FuseSpec,
+    LearnedGate,
+    RouteSpec,
+    SamplingSpec,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +84,8 @@ class Router:
         self.num_active = 0  # generations under way
         self._members = members
         self._rankers = rankers
+        self._gates = PromptGates(rankers)
+        self._gate_files: dict[str, GateFile] = {}  # by blend
         self._ready_rankers: set[str] = set()
         self._infos: dict[str, MemberInfo] = {}
         self._tokens: dict[str, Tokens] = {}  # of members that draw together with others
@@ -113,17 +127,29 @@ class Router:
         infos = {member: self._infos[member] for member in spec.members}
         spec.check_vocabularies(name, {member: info.vocabulary for member, info in infos.items()})
         tokens = {member: self._tokens[member] for member in infos if member in self._tokens}
-        return ServedBlend(name, spec, self.spec.revision_of(name), infos, tokens)
+        revision, gate = self.spec.revision_of(name), self._gate_file(name, spec)
+        if gate is not None:
+            revision = f"{revision}-{gate.digest}"
+        return ServedBlend(name, spec, revision, infos, tokens, gate)
+
+    def _gate_file(self, name: str, spec: BlendSpec) -> GateFile | None:
+        """The gate that a blend has learned, read once."""
+        if not (isinstance(spec, RouteSpec) and isinstance(spec.gate, LearnedGate)):
+            return None
+        if name not in self._gate_files:
+            inputs = GateInputs.of(self.spec, spec)
+            self._gate_files[name] = load_gate(Path(spec.gate.file), inputs)
+        return self._gate_files[name]
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Update, None]:
         """Write one reply; the last update has the outcome."""
         blend = self.blend(request.blend)
         with self._admitted():
-            async with aclosing(self._updates(request, blend)) as updates:
+            async with aclosing(await self._updates(request, blend)) as updates:
                 async for update in updates:
                     yield update
 
-    def _updates(
+    async def _updates(
         self, request: GenerationRequest, blend: ServedBlend
     ) -> AsyncGenerator[Update, None]:
         """The reply that the blend's method gives; refuses what it cannot do."""
@@ -138,7 +164,12 @@ class Router:
             if isinstance(spec, ChooseSpec):
                 return choose(panel, ranking, spec, request.prompt, list(weights))
             return fuse(panel, ranking, spec, request.prompt, seed)
-        plan = make_plan(request, blend, limits, fresh_seed)
+        if not is_pinned and isinstance(spec, RouteSpec) and spec.decides_once:
+            prior = blend_weights(spec, request.overrides)
+            decided = await self._gates.weights(blend, spec, prior, request.prompt)
+            plan = make_plan(request, blend, limits, fresh_seed, decided)
+        else:
+            plan = make_plan(request, blend, limits, fresh_seed)
         return Generation(plan, self._members, limits.lease_timeout_s).updates()
 
     async def score(self, request: ScoreRequest) -> Score:
@@ -163,14 +194,15 @@ class Router:
             members = tuple(
                 MemberScore(name, weight, tuple(found[name][1])) for name, weight in weights.items()
             )
-            span = request.overrides.span or spec.span_for(
-                one_vocabulary=form_of(infos) is Form.TOKEN_IDS
-            )
+            form = form_of(infos)
+            span = request.overrides.span or spec.span_for(one_vocabulary=form is Form.TOKEN_IDS)
             mixture: tuple[float, ...] = ()
             if len(members) > 1 and spec.draws_together and not has_closed_form(spec):
                 plan = scoring_plan(request, blend, spec, sampling)
                 mixture = await self._score_together(plan, members[0].tokens)
-            elif form_of(infos) is Form.TOKEN_IDS and span in ("token", 1):
+            elif (
+                has_closed_form(spec) and form_of(infos) is Form.TOKEN_IDS and span in ("token", 1)
+            ):
                 mixture = mixture_logprobs(members, spec)
         return Score(
             blend=blend.name,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.blending.adaptive import Adaptation, AdaptiveMean, AdaptiveMixture, Evidence
 from cluster.blending.base import Method, Span, Together
 from cluster.blending.combined import Contrast, Mean, Product, Proxy
+from cluster.blending.gates import Choice
 from cluster.blending.mixture import Mixture
+from cluster.blending.routing import Cascade, Routed
 from cluster.blending.warping import Warp
 from cluster.engine.types import SamplingParams
 from cluster.errors import InvalidRequest, Unsupported
+from cluster.gates.file import GateFile
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
 from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest
 from cluster.spec import (
@@ -22,10 +25,13 @@ from cluster.spec import (
     ContrastSpec,
     EnsembleSpec,
     FuseSpec,
+    LearnedGate,
     LimitsSpec,
     MixtureSpec,
     ProxySpec,
+    RouteSpec,
     SamplingSpec,
+    UncertaintyGate,
 )
 
 _CANDIDATES = 64  # ids that an expert tells at first; it is asked for more where that is too few
@@ -40,6 +46,7 @@ class ServedBlend:
     revision: str
     infos: Mapping[str, MemberInfo]
     tokens: Mapping[str, Tokens] = field(default_factory=dict)  # where the rule needs them
+    gate: GateFile | None = None  # where one was learned
 
     @property
     def form(self) -> Form:
@@ -69,6 +76,7 @@ class Plan:
     max_prompt_tokens: int
     stop: tuple[str, ...]
     tokens: Tokens  # what ids stand for and which end a turn, where members draw together
+    decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
 
     def start(self, info: MemberInfo, *, prefill: bool) -> SequenceStart:
         """How a member's sequence begins."""
@@ -85,10 +93,19 @@ class Plan:
 
 
 def make_plan(
-    request: GenerationRequest, blend: ServedBlend, limits: LimitsSpec, fresh_seed: int
+    request: GenerationRequest,
+    blend: ServedBlend,
+    limits: LimitsSpec,
+    fresh_seed: int,
+    decided: Mapping[str, float] | None = None,
 ) -> Plan:
-    """Decide a reply; raises InvalidRequest or Unsupported with the field to blame."""
+    """Decide a reply; raises InvalidRequest or Unsupported with the field to blame.
+
+    `decided`: the weights of a gate that has read the prompt.
+    """
     spec = overridden(blend, request.overrides)
+    if decided is not None:
+        request = replace(request, overrides=replace(request.overrides, weights=decided))
     sampling = sampling_params(request.sampling, spec.sampling)
     seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
     method = make_method(spec, request.overrides, blend, sampling, seed)
@@ -118,6 +135,7 @@ def make_plan(
         max_prompt_tokens=limits.max_prompt_tokens,
         stop=stopping.stop,
         tokens=_common_tokens([blend.tokens[m] for m in members if m in blend.tokens]),
+        decided=decided or {},
     )
 
 
@@ -158,7 +176,7 @@ def overridden(blend: ServedBlend, overrides: Overrides) -> BlendSpec:
     overrides.check_names(spec.members, blend.name)
     for path, given, has in (
         ("weights", overrides.weights, bool(spec.weights)),
-        ("span", overrides.span, isinstance(spec, MixtureSpec)),
+        ("span", overrides.span, isinstance(spec, MixtureSpec | RouteSpec)),
     ):
         if given is not None and not has:
             raise InvalidRequest(
@@ -181,13 +199,11 @@ def make_method(
     weights = blend_weights(spec, overrides)
     names = list(spec.members)
     warp = Warp(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    infos = [blend.infos[name] for name, weight in weights.items() if weight > 0]
+    span = overrides.span or spec.span_for(one_vocabulary=form_of(infos) is Form.TOKEN_IDS)
+    mixture = Mixture(tuple(weights.values()), span, seed)
     match spec:
         case MixtureSpec():
-            span = overrides.span
-            if span is None:
-                infos = [blend.infos[name] for name, weight in weights.items() if weight > 0]
-                span = spec.span_for(one_vocabulary=form_of(infos) is Form.TOKEN_IDS)
-            mixture = Mixture(tuple(weights.values()), span, seed)
             if spec.adapt is None or len(mixture.speakers) == 1:
                 return mixture
             return AdaptiveMixture(mixture, _evidence(list(weights.values()), spec.adapt))
@@ -207,8 +223,38 @@ def make_method(
             expert, amateur = _index_of(spec, "expert"), _index_of(spec, "amateur")
             rule = Contrast(expert, amateur, spec.beta, spec.plausibility, _CANDIDATES, warp)
             return Together((0, 1), rule)
+        case RouteSpec():
+            return _routed(spec, mixture, blend)
         case ChooseSpec() | FuseSpec():
             raise AssertionError("whole replies come from pinned members")
+
+
+def _routed(spec: RouteSpec, mixture: Mixture, blend: ServedBlend) -> Method:
+    """A gate that is asked as the reply goes; others have weighed the mixture before."""
+    names = list(spec.members)
+    match spec.gate:
+        case UncertaintyGate(by=measure, first=first):
+            others = [0.0 if n == first else w for n, w in zip(names, mixture.weights, strict=True)]
+            if not any(others):
+                raise InvalidRequest(
+                    "INVALID_WEIGHTS",
+                    f"got no weight but {first}'s; expected another member to hand over to",
+                    field="overrides.weights",
+                )
+            assert spec.threshold is not None, "the spec wants one here"
+            place = names.index(first)
+            return Cascade(others, place, mixture.span, mixture.seed, measure, spec.threshold)
+        case LearnedGate(reader=str(reader)):
+            assert blend.gate is not None, "a served blend has its gate"
+            choice = choice_of(spec, dict(zip(names, mixture.weights, strict=True)))
+            return Routed(mixture, blend.gate.network, choice, names.index(reader))
+    return mixture
+
+
+def choice_of(spec: RouteSpec, prior: Mapping[str, float]) -> Choice:
+    """How a gate's logits become weights."""
+    costs = [spec.costs.get(name, 0.0) for name in spec.members]
+    return Choice([prior[name] for name in spec.members], spec.top, costs, spec.price)
 
 
 def _evidence(prior: Sequence[float], adapt: AdaptSpec) -> Evidence:

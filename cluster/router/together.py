@@ -14,7 +14,7 @@ from cluster.blending.base import Ask, Combined, Together
 from cluster.blending.warping import draw
 from cluster.distribution import Distribution
 from cluster.errors import ReplicaLost
-from cluster.members.base import Rank, Step, StepToken, TopCandidate
+from cluster.members.base import Rank, StepEvent, StepToken, TopCandidate
 from cluster.randomness import Purpose, key
 from cluster.router.plan import Plan
 from cluster.router.seats import Seats
@@ -66,18 +66,22 @@ def drawn_token(combined: Combined, plan: Plan, position: int) -> tuple[StepToke
 
 
 async def _tell(index: int, ask: Ask, seats: Seats, transcript: Transcript) -> Distribution | None:
-    """One member's answer, from as many replicas as it takes; None when its context is full."""
+    """One member's answer; None when its context is full."""
     rank = Rank(transcript.position, ask.num_top, ask.ids, ask.is_warped)
+    return (await told(index, rank, seats, transcript)).distribution
+
+
+async def told(index: int, rank: Rank, seats: Seats, transcript: Transcript) -> StepEvent:
+    """One member's answer, from as many replicas as it takes."""
     while True:
         try:
             seat = await seats.take(index)
-            step = Step(seat.known, rank, token_ids=transcript.ids(seat.known))
-            async with aclosing(seat.run(step)) as events:
+            async with aclosing(seat.run(transcript.step(seat.known, rank))) as events:
                 async for event in events:
-                    distribution = event.distribution
+                    answer = event
             seat.known = transcript.length
             seats.progress(index)
-            return distribution
+            return answer
         except ReplicaLost as error:
             await seats.lose(index, error)
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cluster.members.base import Form, StepToken
+from cluster.members.base import Form, Rank, Step, StepToken
 from cluster.router.requests import ReplyToken, Update
 from cluster.text.stops import StopMatcher
 from cluster.text.utf8 import Utf8Stream
@@ -74,6 +74,12 @@ class Transcript:
     def bytes(self, begin: int, end: int) -> bytes:
         """The reply's bytes of a range."""
         return bytes(self._bytes[begin:end])
+
+    def step(self, known: int, want: Rank) -> Step:
+        """Brings a member that knows the beginning up to date, and asks it something."""
+        if self._form is Form.TOKEN_IDS:
+            return Step(known, want, token_ids=self.ids(known))
+        return Step(known, want, self.bytes(known, self.length))
 
     def commit(
         self,

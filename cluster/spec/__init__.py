@@ -16,6 +16,13 @@ from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec, ServingSpec
 from cluster.spec.placed import AutoscalingSpec, PlacedSpec, ResourcesSpec
 from cluster.spec.ranker import RankerSpec
 from cluster.spec.replies import ChooseSpec, FuseSpec, ProposingSpec
+from cluster.spec.route import (
+    ExampleGate,
+    KeywordGate,
+    LearnedGate,
+    RouteSpec,
+    UncertaintyGate,
+)
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
@@ -27,8 +34,11 @@ __all__ = [
     "ClusterSpec",
     "ContrastSpec",
     "EnsembleSpec",
+    "ExampleGate",
     "FrozenMapping",
     "FuseSpec",
+    "KeywordGate",
+    "LearnedGate",
     "LimitsSpec",
     "MemberSpec",
     "MixtureSpec",
@@ -37,9 +47,11 @@ __all__ = [
     "ProxySpec",
     "RankerSpec",
     "ResourcesSpec",
+    "RouteSpec",
     "SamplingSpec",
     "ServingSpec",
     "Span",
+    "UncertaintyGate",
     "load_spec",
     "parse_mapping",
     "parse_size",

@@ -54,13 +54,19 @@ class BlendBase(Frozen):
 
     @property
     def parameters(self) -> dict[str, float]:
-        """The method's numbers by name."""
-        return {name: getattr(self, name) for name in self.parameter_names}
+        """The method's numbers by name, those that count here."""
+        given = {name: getattr(self, name) for name in self.parameter_names}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def needs_one_vocabulary(self) -> bool:
         """Whether members must mean the same by a token."""
         return True
+
+    @property
+    def rule_name(self) -> str:
+        """What tells blends of one method apart: a rule, a ranker, a gate; empty where nothing."""
+        return ""
 
     @property
     def draws_together(self) -> bool:

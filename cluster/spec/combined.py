@@ -45,6 +45,10 @@ class EnsembleSpec(CombinedSpec):
         default=None, description="a mapping such as {strength: 1, window: 128, floor: 0.01}"
     )
 
+    @property
+    def rule_name(self) -> str:
+        return self.rule
+
     @field_validator("adapt")
     @classmethod
     def _can_adapt(cls, adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:

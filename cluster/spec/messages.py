@@ -19,6 +19,7 @@ from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.lines import Document, misread
 from cluster.spec.references import Location, Problem, did_you_mean
 from cluster.spec.replies import ChooseSpec, FuseSpec
+from cluster.spec.route import GATES, RouteSpec
 from cluster.spec.values import REFUSED
 
 METHODS: dict[str, type[BlendBase]] = {
@@ -28,6 +29,7 @@ METHODS: dict[str, type[BlendBase]] = {
     "contrast": ContrastSpec,
     "choose": ChooseSpec,
     "fuse": FuseSpec,
+    "route": RouteSpec,
 }
 _KEY = "[key]"
 _MAX_SHOWN = 60
@@ -41,7 +43,7 @@ def problem_of(error: ErrorDetails, tree: type[BaseModel], document: Document) -
     location = _untagged(tagged)
     kind = error["type"]
     if kind.startswith("union_tag"):
-        return _wrong_method(error, location)
+        return _wrong_tag(error, location)
     if kind == "extra_forbidden":
         return Problem(location, _unknown_key(tagged, tree))
     if kind == "missing":
@@ -55,20 +57,22 @@ def problem_of(error: ErrorDetails, tree: type[BaseModel], document: Document) -
 
 
 def _untagged(location: Location) -> Location:
-    """Without the method that pydantic puts after a blend's name: the file has no such level."""
+    """Without the tags of unions that pydantic puts into it: the file has no such levels."""
     if location[:1] == ("blends",) and location[2:3] and location[2] in METHODS:
-        return location[:2] + location[3:]
+        location = location[:2] + location[3:]
+    if location[2:3] == ("gate",) and location[3:4] and location[3] in GATES:
+        location = location[:3] + location[4:]
     return location
 
 
-def _wrong_method(error: ErrorDetails, location: Location) -> Problem:
-    expected = f"expected one of {', '.join(METHODS)}"
+def _wrong_tag(error: ErrorDetails, location: Location) -> Problem:
+    """A blend without a known method, or a gate without a known rule."""
+    key, known = ("by", list(GATES)) if location[-1:] == ("gate",) else ("method", list(METHODS))
+    expected = f"expected one of {', '.join(known)}"
     if error["type"] == "union_tag_not_found":
-        return Problem((*location, "method"), f"missing; {expected}")
+        return Problem((*location, key), f"missing; {expected}")
     given = str(error["ctx"]["tag"])
-    return Problem(
-        (*location, "method"), f"got {given!r}; {expected}{did_you_mean(given, list(METHODS))}"
-    )
+    return Problem((*location, key), f"got {given!r}; {expected}{did_you_mean(given, known)}")
 
 
 def _unknown_key(location: Location, tree: type[BaseModel]) -> str:
@@ -120,6 +124,7 @@ def _place(
     """The model found at a location, and the innermost field on the way to it."""
     model: type[BaseModel] | None = tree
     field: FieldInfo | None = None
+    is_tagged = False  # the next part may be a union's tag
     at_key = False  # inside a mapping the next part is a name of the file's own, not a field
     for part in location:
         if at_key:
@@ -128,10 +133,16 @@ def _place(
         if model in METHODS.values() and part in METHODS:
             model = METHODS[str(part)]
             continue
+        if is_tagged and part in GATES:
+            is_tagged, model = False, GATES[str(part)]
+            continue
+        if isinstance(part, int):  # a place in a list
+            continue
         fields = _fields(model)
         if part not in fields:
             break
         field = fields[str(part)]
+        is_tagged = part == "gate"
         model = _model_in(field.annotation)
         at_key = get_origin(field.annotation) is Mapping
     return model, field

@@ -17,14 +17,15 @@ from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.frozen import Frozen
 from cluster.spec.member import MemberSpec
 from cluster.spec.ranker import RankerSpec
-from cluster.spec.references import OWN_RANKS, Location, dangling, rankers_of
+from cluster.spec.references import OWN_RANKS, Location, Problem, dangling, rankers_of
 from cluster.spec.replies import ChooseSpec, FuseSpec
+from cluster.spec.route import RouteSpec
 from cluster.spec.values import FrozenMapping, Host, Name, Named, refuse
 
 _REVISION_LENGTH = 12
 
 BlendSpec = Annotated[
-    MixtureSpec | EnsembleSpec | ProxySpec | ContrastSpec | ChooseSpec | FuseSpec,
+    MixtureSpec | EnsembleSpec | ProxySpec | ContrastSpec | ChooseSpec | FuseSpec | RouteSpec,
     Field(discriminator="method"),
 ]
 
@@ -92,6 +93,17 @@ class ClusterSpec(Frozen):
             tuple(self.rankers),
             {name: self.rankers_of(name) for name in self.blends},
         )
+        found += [
+            Problem(
+                ("blends", name, *location),
+                f"ranker {ranker!r} is of kind {self.rankers[ranker].kind}; expected embedding",
+            )
+            for name in self.blends
+            for location, ranker in self.rankers_of(name).items()
+            if location[0] == "gate"
+            and ranker in self.rankers
+            and self.rankers[ranker].kind != "embedding"
+        ]
         if found:
             raise refuse("; ".join(f"{problem.field}: {problem.message}" for problem in found))
         return self

@@ -86,6 +86,10 @@ class ChooseSpec(ProposingSpec):
         "answer, or that match's group",
     )
 
+    @property
+    def rule_name(self) -> str:
+        return self.rank
+
     @field_validator("extract")
     @classmethod
     def _reads_votes(cls, extract: str | None, info: ValidationInfo) -> str | None:
@@ -142,6 +146,10 @@ class FuseSpec(ProposingSpec):
     template: str = Field(
         default=FUSE_TEMPLATE, description="a Jinja template with prompt and replies"
     )
+
+    @property
+    def rule_name(self) -> str:
+        return self.rank or ""
 
     @field_validator("rank")
     @classmethod

@@ -140,7 +140,7 @@ class Blend(_message.Message):
     max_tokens: _builtins.int
     """The most tokens one reply may have."""
     rule: _builtins.str
-    """The rule of method ensemble: mean or product."""
+    """Of method ensemble mean or product; of choose and fuse what ranks replies; of route its gate."""
     @_builtins.property
     def span(self) -> _generation_pb2.Span:
         """How long one member speaks before the next draw."""

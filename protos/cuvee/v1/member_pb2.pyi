@@ -44,6 +44,30 @@ EXCHANGE_FORM_TEXT: ExchangeForm.ValueType  # 2
 """UTF-8 text."""
 Global___ExchangeForm: _TypeAlias = ExchangeForm  # noqa: Y015
 
+class _CertaintyMeasure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CertaintyMeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CertaintyMeasure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CERTAINTY_MEASURE_UNSPECIFIED: _CertaintyMeasure.ValueType  # 0
+    """Not given; refused."""
+    CERTAINTY_MEASURE_CONFIDENCE: _CertaintyMeasure.ValueType  # 1
+    """The largest probability."""
+    CERTAINTY_MEASURE_ENTROPY: _CertaintyMeasure.ValueType  # 2
+    """The entropy, in nats."""
+
+class CertaintyMeasure(_CertaintyMeasure, metaclass=_CertaintyMeasureEnumTypeWrapper):
+    """How a member's certainty of the next token is measured."""
+
+CERTAINTY_MEASURE_UNSPECIFIED: CertaintyMeasure.ValueType  # 0
+"""Not given; refused."""
+CERTAINTY_MEASURE_CONFIDENCE: CertaintyMeasure.ValueType  # 1
+"""The largest probability."""
+CERTAINTY_MEASURE_ENTROPY: CertaintyMeasure.ValueType  # 2
+"""The entropy, in nats."""
+Global___CertaintyMeasure: _TypeAlias = CertaintyMeasure  # noqa: Y015
+
 class _RunEnd:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -62,6 +86,8 @@ class _RunEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunEnd.ValueTy
     """The member's context length is used up."""
     RUN_END_CANCELLED: _RunEnd.ValueType  # 5
     """The router cancelled it."""
+    RUN_END_DOUBT: _RunEnd.ValueType  # 6
+    """The member was not sure of the next token, and dropped it."""
 
 class RunEnd(_RunEnd, metaclass=_RunEndEnumTypeWrapper):
     """Why a run of tokens ended."""
@@ -78,6 +104,8 @@ RUN_END_CONTEXT_FULL: RunEnd.ValueType  # 4
 """The member's context length is used up."""
 RUN_END_CANCELLED: RunEnd.ValueType  # 5
 """The router cancelled it."""
+RUN_END_DOUBT: RunEnd.ValueType  # 6
+"""The member was not sure of the next token, and dropped it."""
 Global___RunEnd: _TypeAlias = RunEnd  # noqa: Y015
 
 class _ErrorKind:
@@ -388,6 +416,7 @@ class Draw(_message.Message):
     RETAKE_FIELD_NUMBER: _builtins.int
     WHOLE_CHARACTERS_FIELD_NUMBER: _builtins.int
     SCORE_NEWS_FIELD_NUMBER: _builtins.int
+    DOUBT_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The number in the reply of the first token to draw."""
     max_tokens: _builtins.int
@@ -406,6 +435,10 @@ class Draw(_message.Message):
     """Goes on past max_tokens until the last character is whole."""
     score_news: _builtins.bool
     """Report the log-probabilities of the step's token_ids, found on the way."""
+    @_builtins.property
+    def doubt(self) -> Global___Doubt:
+        """Hand over where the member is not sure; absent: never."""
+
     def __init__(
         self,
         *,
@@ -418,14 +451,49 @@ class Draw(_message.Message):
         retake: _builtins.bool = ...,
         whole_characters: _builtins.bool = ...,
         score_news: _builtins.bool = ...,
+        doubt: Global___Doubt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["doubt", b"doubt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_span", b"begins_span", "border", b"border", "max_tokens", b"max_tokens", "position", b"position", "retake", b"retake", "score_news", b"score_news", "share_begin", b"share_begin", "share_end", b"share_end", "whole_characters", b"whole_characters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_span", b"begins_span", "border", b"border", "doubt", b"doubt", "max_tokens", b"max_tokens", "position", b"position", "retake", b"retake", "score_news", b"score_news", "share_begin", b"share_begin", "share_end", b"share_end", "whole_characters", b"whole_characters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Draw: _TypeAlias = Draw  # noqa: Y015
+
+@_typing.final
+class Doubt(_message.Message):
+    """When a member hands over at the beginning of a span."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASURE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    SPAN_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_SAID_FIELD_NUMBER: _builtins.int
+    measure: Global___CertaintyMeasure.ValueType
+    """What is measured."""
+    threshold: _builtins.float
+    """In doubt below this confidence, or above this entropy."""
+    span_tokens: _builtins.int
+    """Spans of so many tokens; 0: spans by the run's border."""
+    num_said: _builtins.int
+    """Tokens of the run that another replica said before."""
+    def __init__(
+        self,
+        *,
+        measure: Global___CertaintyMeasure.ValueType = ...,
+        threshold: _builtins.float = ...,
+        span_tokens: _builtins.int = ...,
+        num_said: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measure", b"measure", "num_said", b"num_said", "span_tokens", b"span_tokens", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Doubt: _TypeAlias = Doubt  # noqa: Y015
 
 @_typing.final
 class ScoreText(_message.Message):
@@ -459,6 +527,7 @@ class Rank(_message.Message):
     NUM_TOP_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     IS_WARPED_FIELD_NUMBER: _builtins.int
+    WITH_STATE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The number in the reply of the token."""
     num_top: _builtins.int
@@ -467,6 +536,8 @@ class Rank(_message.Message):
     """Report these ids too: unsigned 32-bit integers, lowest byte first."""
     is_warped: _builtins.bool
     """Under the sequence's sampling; otherwise the model's own."""
+    with_state: _builtins.bool
+    """Report the hidden state, too, that the distribution is made from."""
     def __init__(
         self,
         *,
@@ -474,10 +545,11 @@ class Rank(_message.Message):
         num_top: _builtins.int = ...,
         ids: _builtins.bytes = ...,
         is_warped: _builtins.bool = ...,
+        with_state: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_top", b"num_top", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_top", b"num_top", "position", b"position", "with_state", b"with_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -589,6 +661,7 @@ class StepEvent(_message.Message):
     NUM_CACHED_FIELD_NUMBER: _builtins.int
     DISTRIBUTION_FIELD_NUMBER: _builtins.int
     NEWS_LOGPROBS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The sequence."""
     end: Global___RunEnd.ValueType
@@ -611,6 +684,10 @@ class StepEvent(_message.Message):
     def news_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The answer to score_news."""
 
+    @_builtins.property
+    def state(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The answer to a Rank with_state."""
+
     def __init__(
         self,
         *,
@@ -622,10 +699,11 @@ class StepEvent(_message.Message):
         num_cached: _builtins.int = ...,
         distribution: Global___Distribution | None = ...,
         news_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        state: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["distribution", b"distribution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["distribution", b"distribution", "end", b"end", "news_logprobs", b"news_logprobs", "num_cached", b"num_cached", "num_passes", b"num_passes", "num_processed", b"num_processed", "sequence", b"sequence", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distribution", b"distribution", "end", b"end", "news_logprobs", b"news_logprobs", "num_cached", b"num_cached", "num_passes", b"num_passes", "num_processed", b"num_processed", "sequence", b"sequence", "state", b"state", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Learned gates: their files, and how they are trained."""
