@@ -33,6 +33,10 @@ evaluate = typer.Typer(
     rich_markup_mode=None,
 )
 
+gate = typer.Typer(
+    help="Learned gates of route blends.", no_args_is_help=True, rich_markup_mode=None
+)
+
 RevisionOption = Annotated[
     str | None, typer.Option(help="A branch, tag or commit of a hub repository.")
 ]
@@ -107,7 +111,28 @@ def fetch_model(
     raise typer.Exit(fetch_model(name, revision, as_json, Console()))
 
 
+@gate.command("train")
+def train_gate(
+    file: Annotated[Path, typer.Argument(help="The blend file.")],
+    data: Annotated[Path, typer.Argument(help="JSONL: prompt or messages, with member or reply.")],
+    blend: Annotated[str, typer.Option("--blend", "-b", help="Default: the only one.")] = "",
+    hidden: Annotated[int, typer.Option(min=0, help="Hidden units; 0: a linear gate.")] = 0,
+    held_out: Annotated[
+        float, typer.Option(min=0.05, max=0.5, help="Share of examples to judge it by.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the start.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the learned gate of a blend and write its file."""
+    from rich.console import Console
+
+    from cluster.cli.gate import train_gate
+
+    raise typer.Exit(train_gate(file, data, blend, hidden, held_out, seed, as_json, Console()))
+
+
 evaluate.command()(perplexity)
 
 app.add_typer(models, name="models")
 app.add_typer(evaluate, name="eval")
+app.add_typer(gate, name="gate")
