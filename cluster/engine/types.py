@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cluster.distribution import Distribution
+from cluster.errors import CuveeError
 from cluster.randomness import Purpose
 
 
@@ -27,6 +28,11 @@ class SamplingParams:
     top_k: int = 0  # 0: no truncation
     top_p: float = 1.0
     min_p: float = 0.0
+
+
+# Which ids may follow the sequence's, one bit per id, lowest bit first. Called on the engine's
+# thread, once for each token to draw; what it raises fails the work that asked.
+Allowed = Callable[[list[int]], bytes]
 
 
 class Verdict(Enum):
@@ -52,6 +58,7 @@ class Sample:
     first_purpose: Purpose = Purpose.TOKEN
     banned: tuple[int, ...] = ()  # ids that may not be drawn ...
     banned_before: int = 0  # ... while the position is below this
+    allowed: Allowed | None = None  # only these may be drawn
     num_top: int = 0  # how many top candidates to report per token
     num_scored: int = 0  # score this many of the work's last tokens on the way, as `Score` does
 
@@ -72,6 +79,7 @@ class Rank:
     num_top: int = 0  # how many likeliest ids to tell; 0: all
     ids: Sequence[int] = ()  # tell these too
     banned: tuple[int, ...] = ()  # ids that have no part in it
+    allowed: Allowed | None = None  # only these have
 
 
 @dataclass(slots=True)
@@ -119,6 +127,7 @@ class Output:
     tokens: list[TokenOutput] = field(default_factory=list)
     end: WorkEnd | None = None
     error: str = ""  # for FAILED
+    cause: CuveeError | None = None  # for FAILED: what the work's own judge or mask raised
     scored: Sequence[float] = ()  # the log-probabilities that a Sample's `num_scored` asks for
     distribution: Distribution | None = None  # for Rank
     num_passes: int = 0  # forward passes this sequence took part in since its last output
