@@ -266,15 +266,15 @@ def _check_format_holds(method: Method | Together, infos: list[MemberInfo]) -> N
         names = ", ".join(info.member for info in infos)
         raise Unsupported(
             "FORMAT_NEEDS_ONE_VOCABULARY",
-            f"members {names} have different vocabularies, so none can go on in the middle of "
-            "another one's token; pin one of them with overrides.member",
+            f"got a format for {names}, whose vocabularies differ; expected members of one "
+            "vocabulary, or one member pinned with overrides.member",
             field="format",
         )
     if isinstance(method, Together) and isinstance(method.rule, AdaptiveMean):
         raise Unsupported(
             "FORMAT_HIDES_EVIDENCE",
-            "the weights of this mean follow the models' own likelihoods, which members do not "
-            "tell where a format masks them; use a mixture with adapt, or leave adapt out",
+            "got a format for a mean with adapt; expected a mixture with adapt, or a mean without: "
+            "its weights follow the models' own likelihoods, which a format masks",
             field="format",
         )
 

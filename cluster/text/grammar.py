@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.errors import InternalError, InvalidRequest, Unsupported
+from cluster.errors import CuveeError, InternalError, InvalidRequest, Unsupported
 from cluster.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ MAX_FORMAT_BYTES = 64 * 1024
 
 # Between the parts of JSON. Small models that may go on with white space are apt to do so for ever.
 _JSON_SPACE = " ?"
+_EXPECTED = {
+    "json_schema": "a JSON schema, which is an object,",
+    "regex": "a regular expression in the syntax of Rust's regex crate",
+}
 _FROM_LIBRARY = re.compile(r"^at \d+\(\d+\): |\n +1 \| .*|\n<non-verbose/>", re.DOTALL)
 
 
@@ -37,9 +41,9 @@ class OutputFormat:
     def __post_init__(self) -> None:
         """Refuse what can be refused without the grammar library."""
         if not self.text:
-            raise self.refuse("got no text; expected a JSON schema or a regular expression")
+            raise self.refuse("got no text")
         if (size := len(self.text.encode())) > MAX_FORMAT_BYTES:
-            raise self.refuse(f"got {size} bytes; expected at most {MAX_FORMAT_BYTES}")
+            raise self.refuse(f"got {size} bytes")
         if self.kind == "json_schema":
             self.schema()
 
@@ -55,13 +59,14 @@ class OutputFormat:
         except (ValueError, RecursionError) as error:
             raise self.refuse(f"got no valid JSON: {error}") from None
         if not isinstance(schema, dict):
-            raise self.refuse("got JSON that is no object; expected a JSON schema such as {}")
+            raise self.refuse("got JSON that is no object")
         if "x-guidance" in schema:  # the grammar library's own options
             raise self.refuse("got the keyword x-guidance, which has no meaning here")
         return schema
 
-    def refuse(self, message: str) -> InvalidRequest:
+    def refuse(self, problem: str) -> InvalidRequest:
         """What to raise where it is wrong."""
+        message = f"{problem}; expected {_EXPECTED[self.kind]} of at most {MAX_FORMAT_BYTES} bytes"
         return InvalidRequest("INVALID_FORMAT", message, field=self.field)
 
 
@@ -85,18 +90,18 @@ class Guide:
         if ids[:num_read] != self._ids:
             matcher.reset()
             num_read = 0
-        if not matcher.consume_tokens(ids[num_read:]):
-            message = f"the reply is not in its format: {_plain(matcher.get_error())}"
-            raise InternalError("FORMAT_LEFT", message)
+        matcher.consume_tokens(ids[num_read:])
         self._ids = ids
-        mask = matcher.compute_bitmask()
+        mask = matcher.compute_bitmask()  # after an error, of the ends of turn
         if matcher.is_error():
             raise self._stuck()
         return mask
 
-    def _stuck(self) -> Unsupported:
+    def _stuck(self) -> CuveeError:
         """Why nothing may follow, not even an end."""
         field, error = self._format.field, _plain(self._matcher.get_error())
+        if "doesn't satisfy the grammar" in error:
+            return InternalError("FORMAT_LEFT", f"the reply is not in its format: {error}")
         if error == "NoExtensionBias":
             message = "no token of this member goes on as the format demands"
             return Unsupported("FORMAT_DEAD_END", message, field=field)
