@@ -68,6 +68,8 @@ blends:
   learning: {{method: ensemble, exact: true, adapt: {{}}, members: {{austen: 1, kjv: 1}}}}
   unlike: {{method: mixture, members: {{austen: 1, bytes: 1}}}}
   turns: {{method: mixture, span: response, members: {{austen: 1, bytes: 1}}}}
+  likeliest: {{method: choose, rank: likelihood, members: {{austen: 1, bytes: 1}}}}
+  fused: {{method: fuse, members: {{austen: proposer, bytes: proposer, kjv: fuser}}}}
 limits: {{max_new_tokens: 400}}
 """
 TURNS = ("tokens", "threes", "words", "replies", "adaptive")
@@ -339,6 +341,14 @@ async def test_members_of_unlike_vocabularies_may_reply_by_turns(rig: Rig) -> No
     text, tokens, _ = await reply(rig, "unlike", REGEX, overrides=Overrides(member="bytes"))
     assert text.removeprefix(" ") in ANSWERS
     assert {token.member for token in tokens} == {"bytes"}
+
+
+@pytest.mark.parametrize("blend", ["likeliest", "fused"])
+async def test_all_replies_match_where_one_answer_is_made_of_several(rig: Rig, blend: str) -> None:
+    text, _, outcome = await reply(rig, blend, REGEX)
+    written = [proposal.text for proposal in outcome.proposals]
+    assert len(written) >= 2
+    assert {said.removeprefix(" ") for said in [text, *written]} <= set(ANSWERS)
 
 
 async def test_a_reply_that_max_tokens_cut_says_so(rig: Rig) -> None:
