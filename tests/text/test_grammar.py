@@ -112,6 +112,8 @@ def test_ends_of_turn_and_control_tokens_are_never_text() -> None:
     )
     guide = Guide(make_tokenizer(vocabulary, (0, 2)), regex("(a|b|\U000fffff)*"))
     assert ids_of(guide.allowed([]), 7) == {0, 1, 2, 3, 4}  # 2 spells b, but ends the turn
+    guide = Guide(make_tokenizer(vocabulary, (0, 2)), regex("(b|ab)a"))
+    assert ids_of(guide.allowed([]), 7) == {1, 3, 4}
     guide = Guide(make_tokenizer(vocabulary, (0, 2)), regex("ab?"))
     assert ids_of(guide.allowed([]), 7) == {1, 3, 4}
     assert ids_of(guide.allowed([1]), 7) == {0, 2}
