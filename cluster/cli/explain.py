@@ -11,9 +11,12 @@ from cluster.cli.options import (
     DEFAULT_SERVER,
     BlendOption,
     JsonOption,
+    JsonSchemaOption,
+    RegexOption,
     SeedOption,
     ServerOption,
     SetOption,
+    parse_format,
     parse_numbers,
     read_prompt,
 )
@@ -40,6 +43,8 @@ def explain(
         int, typer.Option(min=1, max=20, help="How many likeliest tokens to show.")
     ] = 3,
     parameters: SetOption = None,
+    regex: RegexOption = None,
+    json_schema: JsonSchemaOption = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one self-contained page, too.")
     ] = None,
@@ -63,6 +68,7 @@ def explain(
         stopping=pb.Stopping(max_tokens=max_tokens),
         output=pb.OutputOptions(logprobs=True, num_top_candidates=candidates),
         overrides=pb.BlendOverrides(parameters=numbers),
+        format=parse_format(regex, json_schema),
     )
     if chat:
         request.chat.messages.add(role=pb.ROLE_USER, content=text)

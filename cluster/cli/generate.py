@@ -10,11 +10,14 @@ from cluster.cli.options import (
     DEFAULT_SERVER,
     BlendOption,
     JsonOption,
+    JsonSchemaOption,
     MarksOption,
+    RegexOption,
     SeedOption,
     ServerOption,
     SetOption,
     TimeoutOption,
+    parse_format,
     parse_numbers,
     parse_span,
     read_prompt,
@@ -63,6 +66,8 @@ def generate(
         list[str] | None,
         typer.Option(metavar="TEXT", help="End before this text; may be repeated."),
     ] = None,
+    regex: RegexOption = None,
+    json_schema: JsonSchemaOption = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="List tokens and chances.")] = False,
     marks: MarksOption = False,
     timeout: TimeoutOption = None,
@@ -89,6 +94,7 @@ def generate(
             overrides=pb.BlendOverrides(
                 weights=weights, span=spoken_span, member=member, parameters=numbers
             ),
+            format=parse_format(regex, json_schema),
         )
         if chat:
             request.chat.messages.add(role=pb.ROLE_USER, content=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,18 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="NAME=NUMBER", help="Replace a parameter of the method; may be repeated."
+    ),
+]
+RegexOption = Annotated[
+    str | None,
+    typer.Option("--regex", metavar="REGEX", help="The whole reply matches this expression."),
+]
+JsonSchemaOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json-schema",
+        metavar="FILE_OR_TEXT",
+        help="The reply is JSON that matches this schema; text begins with {.",
     ),
 ]
 TimeoutOption = Annotated[
@@ -63,6 +76,28 @@ def parse_numbers(given: list[str], option: str) -> dict[str, float]:
             raise typer.BadParameter(f"{name} is given twice", param_hint=option)
         numbers[name] = number
     return numbers
+
+
+def parse_format(regex: str | None, json_schema: str | None) -> pb.OutputFormat | None:
+    """What the reply has to match, if anything; a schema may lie in a file."""
+    from cuvee.v1 import generation_pb2 as pb
+
+    if regex is not None and json_schema is not None:
+        raise typer.BadParameter("give it or --regex, not both", param_hint="--json-schema")
+    if regex is not None:
+        return pb.OutputFormat(regex=regex)
+    if json_schema is None:
+        return None
+    if not json_schema.lstrip().startswith("{"):
+        try:
+            json_schema = Path(json_schema).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(
+                f"got {json_schema!r}, which is no text of a schema and no file that can be read: "
+                f"{error}",
+                param_hint="--json-schema",
+            ) from None
+    return pb.OutputFormat(json_schema=json_schema)
 
 
 def parse_span(text: str) -> pb.Span:

@@ -29,6 +29,7 @@ from cluster.engine.types import (
     Work,
     WorkEnd,
 )
+from cluster.errors import CuveeError
 
 _log = logging.getLogger(__name__)
 
@@ -165,8 +166,7 @@ class Engine:
                 case Rank(with_state=False):
                     return self._rank(job, row)
                 case Sample(num_scored=0):
-                    (token,) = sample(row[None], [job.sample_row()])
-                    return self._take(job, token)
+                    return self._draw(job, row)
         num_kept = min(num_kept, job.first_logit)
         if num_kept < len(ids):
             num_kept = self._runner.truncate(sequence, num_kept, ids[num_kept])
@@ -188,7 +188,9 @@ class Engine:
             job.num_processed += len(chunk.ids)
             self.counts.tokens_processed += len(chunk.ids)
             job.scored += found.scored.get(i, ())
-            if i in found.drawn:
+            if i in found.failed:
+                outputs.append(self._fail(job, found.failed[i]))
+            elif i in found.drawn:
                 outputs.append(self._take(job, found.drawn[i]))
             elif i in found.rows:
                 outputs.append(self._rank(job, found.rows[i], found.states.get(i)))
@@ -204,12 +206,20 @@ class Engine:
         try:
             kept, end = job.draw(token, self._runner.max_context)
         except Exception as error:
-            _log.exception("a judge failed")
-            return self._end(job, WorkEnd.FAILED, error=f"{type(error).__name__}: {error}")
+            return self._fail(job, error)
         output = job.output(kept, None) if end is None else self._end(job, end, kept)
         if job.num_drawn == 1:
             output.scored = [scored.logprob for scored in job.scored]
         return output
+
+    def _draw(self, job: Job, row: Tensor) -> Output:
+        """Draw from a row that was kept: no pass is needed for it."""
+        try:
+            how = job.sample_row()
+        except Exception as error:
+            return self._fail(job, error)
+        (token,) = sample(row[None], [how])
+        return self._take(job, token)
 
     def _rank(self, job: Job, row: Tensor, state: Tensor | None = None) -> Output:
         """Tell what is asked of the row, and keep it: more may be asked, or a token be drawn."""
@@ -217,7 +227,11 @@ class Engine:
         if job.want.with_state and state is None:
             error = "this model's hidden states cannot be read: it keeps a cache of its own"
             return self._end(job, WorkEnd.FAILED, error=error)
-        (distribution,) = rank(row[None], [job.want])
+        try:
+            allowed = job.allowed()
+        except Exception as error:
+            return self._fail(job, error)
+        (distribution,) = rank(row[None], [job.want], [allowed])
         if distribution is None:
             return self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")
         self._rows[job.sequence] = row
@@ -234,6 +248,15 @@ class Engine:
         self._pool.unpin(job.sequence)
         self._inbox.end(job.sequence)
         return job.output(tokens or [], end, error)
+
+    def _fail(self, job: Job, error: Exception) -> Output:
+        """The work's own judge or mask raised; the other works go on."""
+        output = self._end(job, WorkEnd.FAILED, error=f"{type(error).__name__}: {error}")
+        if isinstance(error, CuveeError):
+            output.cause = error
+        else:
+            _log.error("a judge or a mask failed", exc_info=error)
+        return output
 
     def _end_without_room(self, job: Job) -> Output:
         num_rows = self._pool.num_pages * self._pool.page_size

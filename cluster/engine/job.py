@@ -70,7 +70,13 @@ class Job:
         purpose = want.first_purpose if self.num_drawn == 0 else Purpose.TOKEN
         banned = want.banned if position < want.banned_before else ()
         bits = key(want.seed, purpose, position)
-        return SampleRow(want.params, bits, banned, want.num_top, want.doubt)
+        allowed = self.allowed()
+        return SampleRow(want.params, bits, banned, allowed, want.num_top, want.doubt)
+
+    def allowed(self) -> bytes | None:
+        """The mask of the next token, if it has one; whatever the work's own code raises."""
+        assert isinstance(self.want, Sample | Rank)
+        return None if self.want.allowed is None else self.want.allowed(self.ids)
 
     def targets(self, chunk: Chunk) -> list[int]:
         """The ids that this chunk's logits score; of a work that draws, all but the last."""

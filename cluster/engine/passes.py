@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.engine.base import Runner
 from cluster.engine.job import Job
-from cluster.engine.sampler import sample, score
+from cluster.engine.sampler import SampleRow, sample, score
 from cluster.engine.schedule import Plan
 from cluster.engine.types import Rank, Sample, SamplingParams, Score, TokenOutput
 
@@ -24,6 +24,7 @@ class Found:
     scored: dict[int, list[TokenOutput]] = field(default_factory=dict)  # targets
     rows: dict[int, Tensor] = field(default_factory=dict)  # logits [V] of chunks that rank
     states: dict[int, Tensor] = field(default_factory=dict)  # what those were made from, if wanted
+    failed: dict[int, Exception] = field(default_factory=dict)  # what making a row's mask raised
 
 
 @torch.inference_mode()
@@ -43,12 +44,11 @@ def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int) -
     asked = [i for i, chunk in enumerate(plan.chunks) if chunk.num_logits]
     is_over = [c.start + len(c.ids) == jobs[i].end for i, c in enumerate(plan.chunks)]
     drawing = [i for i in asked if isinstance(jobs[i].want, Sample) and is_over[i]]
-    if drawing:
-        is_all = len(drawing) == logits.shape[0]
-        rows = logits if is_all else torch.cat([parts[i][-1:] for i in drawing])
-        drawn = sample(rows, [jobs[i].sample_row() for i in drawing])
-        for i, token in zip(drawing, drawn, strict=True):
-            found.drawn[i] = token
+    how = _sample_rows({i: jobs[i] for i in drawing}, found)
+    if how:
+        is_all = len(how) == logits.shape[0]
+        rows = logits if is_all else torch.cat([parts[i][-1:] for i in how])
+        found.drawn = dict(zip(how, sample(rows, list(how.values())), strict=True))
     targets = {i: jobs[i].targets(plan.chunks[i]) for i in asked}
     scoring = [i for i in asked if targets[i] and not isinstance(jobs[i].want, Rank)]
     if scoring:
@@ -68,6 +68,17 @@ def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int) -
 
 def _wants_state(job: Job) -> bool:
     return isinstance(job.want, Rank) and job.want.with_state
+
+
+def _sample_rows(jobs: dict[int, Job], found: Found) -> dict[int, SampleRow]:
+    """How to draw for each job; one whose mask cannot be made fails alone."""
+    rows = {}
+    for i, job in jobs.items():
+        try:
+            rows[i] = job.sample_row()
+        except Exception as error:
+            found.failed[i] = error
+    return rows
 
 
 def _law_of_scores(job: Job) -> SamplingParams:

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from cluster.distribution import LEAST_REST, Distribution
-from cluster.engine.sampler import ban, log_warp
+from cluster.engine.sampler import log_warp, mask
 from cluster.engine.types import Rank, SamplingParams
 
 
-def rank(logits: Tensor, wants: Sequence[Rank]) -> list[Distribution | None]:
-    """What each row [B, V] is asked for; None for a row that is no distribution (not finite)."""
-    banned = ban(logits.float(), [want.banned for want in wants])
+def rank(
+    logits: Tensor, wants: Sequence[Rank], allowed: Sequence[bytes | None]
+) -> list[Distribution | None]:
+    """What each row [B, V] is asked for, of the ids that its bits allow.
+
+    None for a row that is no distribution (not finite).
+    """
+    possible = mask(logits.float(), [want.banned for want in wants], allowed)
     laws = [want.params or SamplingParams() for want in wants]
-    rows = log_warp(banned, laws).double().cpu()
+    rows = log_warp(possible, laws).double().cpu()
     return [_told(row, want) for row, want in zip(rows, wants, strict=True)]
 
 

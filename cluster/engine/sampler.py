@@ -45,6 +45,7 @@ class SampleRow:
     params: SamplingParams
     key: int  # the draw's 64 random bits
     banned: tuple[int, ...] = ()  # masked before everything, but not in what is reported
+    allowed: bytes | None = None  # one bit per id, lowest first: all others are masked likewise
     num_top: int = 0  # how many of the model's best candidates to report
     doubt: Doubt | None = None  # when to report that the model is not sure
 
@@ -70,7 +71,7 @@ def warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[TokenOutput]:
-    """Draw one token per row; log-probabilities are the model's, before bans and warping.
+    """Draw one token per row; log-probabilities are the model's, before masks and warping.
 
     `top` lists the model's best candidates, lowest id first on ties, none of probability zero.
     A row with nothing to draw gives NO_TOKEN and NaN, so that one bad row spoils no other.
@@ -120,7 +121,8 @@ def _sample(
     model = logits.float()
     raw = torch.log_softmax(model, dim=-1)
     params = [row.params for row in rows]
-    scaled, best = _scale(ban(model, [row.banned for row in rows]), params)
+    possible = mask(model, [row.banned for row in rows], [row.allowed for row in rows])
+    scaled, best = _scale(possible, params)
     token, short = best, None
     if any(p.temperature > 0 for p in params):
         cutoff, short = _cutoffs(scaled, params, num_candidates)
@@ -251,14 +253,37 @@ def _best(raw: Tensor, num: int) -> tuple[Tensor, Tensor]:
     return best, raw.gather(1, best)
 
 
-def ban(logits: Tensor, banned: Sequence[tuple[int, ...]]) -> Tensor:
-    """Each row without its banned ids."""
+def mask(
+    logits: Tensor, banned: Sequence[tuple[int, ...]], allowed: Sequence[bytes | None]
+) -> Tensor:
+    """Each row without its banned ids, and of a row with `allowed` those ids alone."""
     pairs = [(i, token) for i, tokens in enumerate(banned) for token in tokens]
-    if not pairs:
-        return logits
-    where = _on_device(pairs, torch.int64, logits.device)
-    barred = logits.new_full((), -math.inf)
-    return logits.index_put((where[:, 0], where[:, 1]), barred)
+    if pairs:
+        where = _on_device(pairs, torch.int64, logits.device)
+        barred = logits.new_full((), -math.inf)
+        logits = logits.index_put((where[:, 0], where[:, 1]), barred)
+    masks = [bits for bits in allowed if bits is not None]
+    if masks:
+        chosen = [i for i, bits in enumerate(allowed) if bits is not None]
+        kept = _unpacked(masks, logits.shape[1], logits.device)
+        masked = _select(logits, chosen).masked_fill(~kept, -math.inf)
+        index = _on_device(chosen, torch.int64, logits.device)
+        logits = logits.index_copy(0, index, masked)
+    return logits
+
+
+def _unpacked(masks: Sequence[bytes], num_ids: int, device: torch.device) -> Tensor:
+    """Booleans [masks, num_ids]; the bits travel packed, all masks as one."""
+    num_bytes = -(-num_ids // 8)
+    assert all(len(bits) >= num_bytes for bits in masks), "a mask that does not cover the ids"
+    host = torch.frombuffer(
+        bytearray().join(bits[:num_bytes] for bits in masks), dtype=torch.uint8
+    ).view(len(masks), num_bytes, 1)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    bits = (host.to(device, non_blocking=True) >> shifts).bitwise_and_(1)
+    return bits.bool().view(len(masks), -1)[:, :num_ids]
 
 
 def _greedy_rows(params: Sequence[SamplingParams]) -> list[int]:

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Literal
 
 from cluster.distribution import Distribution
+from cluster.errors import CuveeError
 from cluster.randomness import Purpose
 
 
@@ -28,6 +29,11 @@ class SamplingParams:
     top_k: int = 0  # 0: no truncation
     top_p: float = 1.0
     min_p: float = 0.0
+
+
+# Which ids may follow the sequence's, one bit per id, lowest bit first. Called on the engine's
+# thread, once for each token to draw; what it raises fails the work that asked.
+Allowed = Callable[[list[int]], bytes]
 
 
 class Verdict(Enum):
@@ -62,6 +68,7 @@ class Sample:
     first_purpose: Purpose = Purpose.TOKEN
     banned: tuple[int, ...] = ()  # ids that may not be drawn ...
     banned_before: int = 0  # ... while the position is below this
+    allowed: Allowed | None = None  # only these may be drawn
     num_top: int = 0  # how many top candidates to report per token
     num_scored: int = 0  # score this many of the work's last tokens on the way, as `Score` does
     doubt: Doubt | None = None
@@ -84,6 +91,7 @@ class Rank:
     ids: Sequence[int] = ()  # tell these too
     banned: tuple[int, ...] = ()  # ids that have no part in it
     with_state: bool = False  # tell the hidden state, too, that the distribution is made from
+    allowed: Allowed | None = None  # only these have
 
 
 @dataclass(slots=True)
@@ -132,6 +140,7 @@ class Output:
     tokens: list[TokenOutput] = field(default_factory=list)
     end: WorkEnd | None = None
     error: str = ""  # for FAILED
+    cause: CuveeError | None = None  # for FAILED: what the work's own judge or mask raised
     scored: Sequence[float] = ()  # the log-probabilities that a Sample's `num_scored` asks for
     distribution: Distribution | None = None  # for Rank
     state: Sequence[float] = ()  # for Rank, where asked for

@@ -16,6 +16,7 @@ from cluster.engine.types import SamplingParams
 from cluster.errors import CuveeError
 from cluster.text.borders import Border
 from cluster.text.chat import Message
+from cluster.text.grammar import OutputFormat
 
 NEVER_ENDS = 0xFFFFFFFF  # `end_allowed_from` of a reply that must not end its turn
 
@@ -66,6 +67,7 @@ class SequenceStart:
     num_top: int = 0  # candidates to report per token
     prefill: bool = True  # process the prompt at once, before a step asks for it
     max_prompt_tokens: int = NEVER_ENDS
+    format: OutputFormat | None = None  # what the whole reply has to match
 
 
 @dataclass(frozen=True, slots=True)

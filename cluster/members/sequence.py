@@ -10,6 +10,7 @@ from typing import Protocol
 
 from cluster.engine import types as engine
 from cluster.engine.types import (
+    Allowed,
     Output,
     Prefill,
     Sample,
@@ -39,6 +40,7 @@ from cluster.members.judge import RunJudge
 from cluster.members.reply import Reply
 from cluster.randomness import Purpose
 from cluster.text.borders import Border
+from cluster.text.grammar import Guide
 from cluster.text.member import MemberText
 
 _log = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class ReplicaSequence:
         self._is_ready = False  # the prompt is rendered
         self._submitted = False  # the engine has the prompt
         self._reply = Reply(start.form, text)
+        self._guide: Guide | None = None
         self._judge: RunJudge | None = None
         self._prefilling = False
         self._step: Step | None = None  # held until the prompt is rendered and prefilled
@@ -100,7 +103,7 @@ class ReplicaSequence:
     # -- the router's calls ---------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Render the prompt off the loop: a long one takes milliseconds."""
+        """Render the prompt off the loop: a long one takes milliseconds, a grammar too."""
         self._opening = asyncio.create_task(self._open())
 
     def step(self, step: Step) -> None:
@@ -139,6 +142,8 @@ class ReplicaSequence:
     async def _open(self) -> None:
         with self._failing("PROMPT_FAILED"):
             ids = await asyncio.to_thread(self._render, self._start.prompt)
+            if self._start.format is not None:
+                self._guide = await asyncio.to_thread(self._text.guide, self._start.format)
             self._prompt_ids, self._is_ready = ids, True
             self._tell(Opened(len(ids)))
             if self._step is not None:
@@ -216,6 +221,7 @@ class ReplicaSequence:
             first_purpose=Purpose.RETAKE if draw.retake else Purpose.TOKEN,
             banned=text.end_ids,
             banned_before=self._start.end_allowed_from,
+            allowed=self._allowed(),
             num_top=self._start.num_top,
             num_scored=len(step.token_ids) if draw.score_news else 0,
             doubt=None
@@ -231,7 +237,13 @@ class ReplicaSequence:
             ids=rank.ids,
             banned=self._text.end_ids if is_early else (),
             with_state=rank.with_state,
+            allowed=self._allowed(),
         )
+
+    def _allowed(self) -> Allowed | None:
+        """What may follow the prompt and the reply so far, where the reply has a format."""
+        guide, num_prompt = self._guide, len(self._prompt_ids)
+        return None if guide is None else lambda ids: guide.allowed(ids[num_prompt:])
 
     def _check_room(self, targets: list[int]) -> None:
         room = self._member.max_context - len(self._prompt_ids) - len(self._reply.ids)
@@ -252,7 +264,7 @@ class ReplicaSequence:
 
     def _pass_on(self, output: Output) -> None:
         if output.end is WorkEnd.FAILED:
-            self._tell(Failed(InternalError("ENGINE_FAILED", output.error)))
+            self._tell(Failed(output.cause or InternalError("ENGINE_FAILED", output.error)))
             return
         event = StepEvent(
             [self._token(token) for token in output.tokens],

@@ -33,6 +33,7 @@ from cluster.members.base import (
 )
 from cluster.text.borders import Border
 from cluster.text.chat import Message
+from cluster.text.grammar import OutputFormat
 from cuvee.v1 import generation_pb2 as pb_gen
 from cuvee.v1 import member_pb2 as pb
 
@@ -93,6 +94,24 @@ def chat_from_proto(chat: pb_gen.Chat) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def format_from_proto(message: pb_gen.OutputFormat) -> OutputFormat:
+    """What a reply has to match; raises InvalidRequest."""
+    match message.WhichOneof("kind"):
+        case "json_schema":
+            return OutputFormat("json_schema", message.json_schema)
+        case "regex":
+            return OutputFormat("regex", message.regex)
+        case _:
+            expected = "got none; expected json_schema or regex"
+            raise InvalidRequest("INVALID_FORMAT", expected, field="format")
+
+
+def _format_to_proto(wanted: OutputFormat) -> pb_gen.OutputFormat:
+    if wanted.kind == "regex":
+        return pb_gen.OutputFormat(regex=wanted.text)
+    return pb_gen.OutputFormat(json_schema=wanted.text)
+
+
 def start_to_proto(
     start: SequenceStart, sequence: int, lease_id: str, secret: bytes
 ) -> pb.OpenSequence:
@@ -119,6 +138,8 @@ def start_to_proto(
         message.chat.CopyFrom(chat_to_proto(start.prompt.messages))
     else:
         message.prompt = start.prompt.text or ""
+    if start.format is not None:
+        message.format.CopyFrom(_format_to_proto(start.format))
     return message
 
 
@@ -143,6 +164,7 @@ def start_from_proto(message: pb.OpenSequence) -> SequenceStart:
         num_top=message.num_top_candidates,
         prefill=message.prefill,
         max_prompt_tokens=message.max_prompt_tokens,
+        format=format_from_proto(message.format) if message.HasField("format") else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.blending.base import Span
 from cluster.errors import InvalidRequest
 from cluster.members.base import Form, Prompt
-from cluster.members.wire import chat_from_proto
+from cluster.members.wire import chat_from_proto, format_from_proto
 from cluster.router.plan import ServedBlend
 from cluster.router.requests import (
     FinishReason,
@@ -72,6 +72,7 @@ def generation_from_proto(
         overrides=overrides_from_proto(message.overrides),
         user_id=message.user_id,
         conversation_id=message.conversation_id,
+        format=format_from_proto(message.format) if message.HasField("format") else None,
     )
 
 

@@ -33,6 +33,7 @@ from cluster.spec import (
     SamplingSpec,
     UncertaintyGate,
 )
+from cluster.text.grammar import OutputFormat
 
 _CANDIDATES = 64  # ids that an expert tells at first; it is asked for more where that is too few
 
@@ -77,6 +78,7 @@ class Plan:
     stop: tuple[str, ...]
     tokens: Tokens  # what ids stand for and which end a turn, where members draw together
     decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
+    format: OutputFormat | None = None  # what the whole reply has to match
 
     def start(self, info: MemberInfo, *, prefill: bool) -> SequenceStart:
         """How a member's sequence begins."""
@@ -89,6 +91,7 @@ class Plan:
             num_top=self.num_top,
             prefill=prefill,
             max_prompt_tokens=min(self.max_prompt_tokens, info.max_context - 1),
+            format=self.format,
         )
 
 
@@ -112,6 +115,8 @@ def make_plan(
     members = tuple(spec.members)
     infos = [blend.infos[members[index]] for index in method.speakers]
     check_prompt_renders(request.prompt, _may_speak(spec, request.overrides, blend))
+    if request.format is not None:
+        _check_format_holds(method, infos)
     stopping = request.stopping
     max_tokens = limits.max_new_tokens if stopping.max_tokens is None else stopping.max_tokens
     for name, given in (("max_tokens", max_tokens), ("min_tokens", stopping.min_tokens)):
@@ -136,6 +141,7 @@ def make_plan(
         stop=stopping.stop,
         tokens=_common_tokens([blend.tokens[m] for m in members if m in blend.tokens]),
         decided=decided or {},
+        format=request.format,
     )
 
 
@@ -298,6 +304,25 @@ def sampling_params(given: Sampling, default: SamplingSpec) -> SamplingParams:
         top_p=default.top_p if given.top_p is None else given.top_p,
         min_p=default.min_p if given.min_p is None else given.min_p,
     )
+
+
+def _check_format_holds(method: Method | Together, infos: list[MemberInfo]) -> None:
+    """Refuse a format that the members cannot keep to alike."""
+    if form_of(infos) is Form.TEXT:
+        names = ", ".join(info.member for info in infos)
+        raise Unsupported(
+            "FORMAT_NEEDS_ONE_VOCABULARY",
+            f"got a format for {names}, whose vocabularies differ; expected members of one "
+            "vocabulary, or one member pinned with overrides.member",
+            field="format",
+        )
+    if isinstance(method, Together) and isinstance(method.rule, AdaptiveMean):
+        raise Unsupported(
+            "FORMAT_HIDES_EVIDENCE",
+            "got a format for a mean with adapt; expected a mixture with adapt, or a mean without: "
+            "its weights follow the models' own likelihoods, which a format masks",
+            field="format",
+        )
 
 
 def check_prompt_renders(prompt: Prompt, infos: list[MemberInfo]) -> None:

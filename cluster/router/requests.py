@@ -11,6 +11,7 @@ from cluster.blending.base import Span
 from cluster.errors import InvalidRequest
 from cluster.members.base import Prompt, StepToken
 from cluster.members.seat import SeatUsage
+from cluster.text.grammar import OutputFormat
 
 MAX_STOP_STRINGS = 16
 MAX_TOP_CANDIDATES = 20
@@ -68,6 +69,21 @@ class Stopping:
         for index, stop in enumerate(self.stop):
             if not stop:
                 raise _refuse(f"stopping.stop[{index}]", "an empty string", "some text")
+
+    def check_open(self) -> None:
+        """Refuse what says when to end, for a reply whose format says so; max_tokens may cut it."""
+        for name, given in (
+            ("min_tokens", self.min_tokens),
+            ("stop", self.stop),
+            ("ignore_eos", self.ignore_eos),
+        ):
+            if given:
+                raise InvalidRequest(
+                    "CONFLICTING_OPTIONS",
+                    f"got {name} and a format; expected one of them: a format decides itself "
+                    "where the reply may end",
+                    field=f"stopping.{name}",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +158,12 @@ class GenerationRequest:
     overrides: Overrides = Overrides()
     user_id: str = ""
     conversation_id: str = ""
+    format: OutputFormat | None = None
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
+        if self.format is not None:
+            self.stopping.check_open()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import Unsupported
 from cluster.text.chat import Message, render_prompt
+from cluster.text.grammar import Guide, OutputFormat, make_tokenizer
 from cluster.text.retokenize import Canonical
 from cluster.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class MemberText:
@@ -38,6 +43,14 @@ class MemberText:
     def render(self, text: str | None, messages: Sequence[Message] | None) -> list[int]:
         """The prompt in this member's own tokens."""
         return render_prompt(self._tokenizer, self.canonical, text=text, messages=messages)
+
+    def guide(self, wanted: OutputFormat) -> Guide:
+        """What keeps one reply to a format; raises InvalidRequest or Unsupported."""
+        return Guide(self._spelling, wanted)
+
+    @cached_property
+    def _spelling(self) -> LLTokenizer:
+        return make_tokenizer(self.vocabulary, self.end_ids)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,25 @@ def test_chat_asks_by_template(script: Script, cuvee: Cuvee) -> None:
     ]
 
 
+def test_a_format_is_an_expression_or_a_schema_in_text_or_file(
+    script: Script, cuvee: Cuvee, tmp_path: Path
+) -> None:
+    schema = '{"type": "string"}'
+    (tmp_path / "schema.json").write_text(schema)
+    for command in ("generate", "explain"):
+        for option, value in (
+            ("--regex", "yes|no"),
+            ("--json-schema", schema),
+            ("--json-schema", str(tmp_path / "schema.json")),
+        ):
+            assert cuvee(command, "Hello", option, value).exit_code == 0
+    formats = [request.format for request in script.requests]
+    expected = [pb.OutputFormat(regex="yes|no"), *[pb.OutputFormat(json_schema=schema)] * 2]
+    assert formats == expected * 2
+    cuvee("generate", "Hello")
+    assert not script.requests[-1].HasField("format")
+
+
 @pytest.mark.parametrize("arguments", [("generate", "-"), ("generate",)])
 def test_the_prompt_comes_from_stdin(
     script: Script, cuvee: Cuvee, arguments: tuple[str, ...]
@@ -112,6 +132,8 @@ def test_logprobs_are_listed_by_token(cuvee: Cuvee) -> None:
         (("--max-tokens", "0"), "--max-tokens"),
         (("--max-tokens", "4294967296"), "4294967296"),
         (("--seed", "-1"), "--seed"),
+        (("--regex", "a", "--json-schema", "{}"), "not both"),
+        (("--json-schema", "missing.json"), "no file that can be read"),
     ],
 )
 def test_wrong_usage_is_refused_before_any_call(

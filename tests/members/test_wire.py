@@ -44,6 +44,7 @@ from cluster.members.base import (
 )
 from cluster.text.borders import Border
 from cluster.text.chat import ROLES, Message
+from cluster.text.grammar import OutputFormat
 from cuvee.v1 import generation_pb2 as pb_gen
 from cuvee.v1 import member_pb2 as pb
 
@@ -72,6 +73,9 @@ prompts = st.one_of(
         messages=st.lists(st.builds(Message, st.sampled_from(ROLES), texts)).map(tuple),
     ),
 )
+formats = st.builds(OutputFormat, st.just("regex"), st.text("ab|", min_size=1)) | st.builds(
+    OutputFormat, st.just("json_schema"), st.sampled_from(["{}", '{"type": "string"}'])
+)
 starts = st.builds(
     SequenceStart,
     prompt=prompts,
@@ -82,6 +86,7 @@ starts = st.builds(
     num_top=small,
     prefill=st.booleans(),
     max_prompt_tokens=small,
+    format=st.none() | formats,
 )
 draws = st.builds(
     Draw,
@@ -247,6 +252,9 @@ def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         wire.start_from_proto(message)
     assert caught.value.field == "chat.messages[0].role"
+    with pytest.raises(InvalidRequest) as caught:
+        wire.start_from_proto(pb.OpenSequence(form=pb.EXCHANGE_FORM_TEXT, format={}))
+    assert caught.value.field == "format"
     step = pb.Step()
     step.draw.border = pb_gen.SPAN_UNIT_RESPONSE
     with pytest.raises(InternalError, match="border"):

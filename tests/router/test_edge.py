@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -57,6 +59,16 @@ async def test_a_reply_streams_with_attribution_and_an_outcome(rig: Rig) -> None
     assert outcome.seed == 5
     assert outcome.blend == "tokens"
     assert outcome.blend_revision == rig.spec.revision_of("tokens")
+
+
+async def test_a_reply_has_the_format_asked_for(rig: Rig) -> None:
+    text, _, outcome = await stream(rig, format={"regex": "[a-z]{3}-[0-9]{2}"})
+    assert re.fullmatch("[a-z]{3}-[0-9]{2}", text)
+    assert outcome.finish_reason == generation_pb2.FINISH_REASON_END_OF_TURN
+    schema = json.dumps({"enum": [["a", 1], {"b": None}]})
+    given = request(format={"json_schema": schema}).SerializeToString()
+    whole = await rig.generation.Generate(generation_pb2.GenerateRequest.FromString(given))
+    assert json.loads(whole.text) in (["a", 1], {"b": None})
 
 
 async def test_the_same_seed_gives_the_same_text_streamed_or_whole(rig: Rig) -> None:
@@ -287,6 +299,29 @@ BAD = [
         "INVALID_ARGUMENT",
         "INVALID_ROLE",
         "chat.messages[0].role",
+    ),
+    ({"format": {}}, "INVALID_ARGUMENT", "INVALID_FORMAT", "format"),
+    ({"format": {"regex": ""}}, "INVALID_ARGUMENT", "INVALID_FORMAT", "format.regex"),
+    ({"format": {"regex": "(a" * 9000}}, "INVALID_ARGUMENT", "INVALID_FORMAT", "format.regex"),
+    ({"format": {"regex": "a" * 70000}}, "INVALID_ARGUMENT", "INVALID_FORMAT", "format.regex"),
+    ({"format": {"json_schema": "{"}}, "INVALID_ARGUMENT", "INVALID_FORMAT", "format.json_schema"),
+    (
+        {"format": {"json_schema": '{"type": "strin"}'}},
+        "INVALID_ARGUMENT",
+        "INVALID_FORMAT",
+        "format.json_schema",
+    ),
+    (
+        {"format": {"regex": "a"}, "stopping": {"min_tokens": 2}},
+        "INVALID_ARGUMENT",
+        "CONFLICTING_OPTIONS",
+        "stopping.min_tokens",
+    ),
+    (
+        {"format": {"regex": "a"}, "blend": "mixed"},
+        "FAILED_PRECONDITION",
+        "FORMAT_NEEDS_ONE_VOCABULARY",
+        "format",
     ),
 ]
 

@@ -456,6 +456,38 @@ class BlendOverrides(_message.Message):
 Global___BlendOverrides: _TypeAlias = BlendOverrides  # noqa: Y015
 
 @_typing.final
+class OutputFormat(_message.Message):
+    """What a whole reply has to match; every token keeps to it, whichever members draw it. The turn ends
+    where the format is complete, so it excludes min_tokens, ignore_eos and stop.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """The reply is JSON that matches this schema: a JSON object. Keywords that cannot be kept to are
+    refused, not ignored.
+    """
+    regex: _builtins.str
+    """The reply as a whole matches this regular expression, in the syntax of Rust's regex crate."""
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___OutputFormat: _TypeAlias = OutputFormat  # noqa: Y015
+
+@_typing.final
 class GenerateRequest(_message.Message):
     """A request for one reply."""
 
@@ -470,6 +502,7 @@ class GenerateRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     blend: _builtins.str
     """The blend's name; empty means the server's default blend."""
     prompt: _builtins.str
@@ -498,6 +531,10 @@ class GenerateRequest(_message.Message):
     def overrides(self) -> Global___BlendOverrides:
         """Changes to the blend for this request."""
 
+    @_builtins.property
+    def format(self) -> Global___OutputFormat:
+        """What the whole reply has to match. Default: anything."""
+
     def __init__(
         self,
         *,
@@ -510,10 +547,11 @@ class GenerateRequest(_message.Message):
         user_id: _builtins.str = ...,
         conversation_id: _builtins.str = ...,
         overrides: Global___BlendOverrides | None = ...,
+        format: Global___OutputFormat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "chat", b"chat", "conversation_id", b"conversation_id", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "chat", b"chat", "conversation_id", b"conversation_id", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -536,6 +574,7 @@ class StreamGenerateRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     blend: _builtins.str
     """The blend's name; empty means the server's default blend."""
     prompt: _builtins.str
@@ -564,6 +603,10 @@ class StreamGenerateRequest(_message.Message):
     def overrides(self) -> Global___BlendOverrides:
         """Changes to the blend for this request."""
 
+    @_builtins.property
+    def format(self) -> Global___OutputFormat:
+        """What the whole reply has to match. Default: anything."""
+
     def __init__(
         self,
         *,
@@ -576,10 +619,11 @@ class StreamGenerateRequest(_message.Message):
         user_id: _builtins.str = ...,
         conversation_id: _builtins.str = ...,
         overrides: Global___BlendOverrides | None = ...,
+        format: Global___OutputFormat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "chat", b"chat", "conversation_id", b"conversation_id", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "chat", b"chat", "conversation_id", b"conversation_id", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from cuvee.v1 import generation_pb2 as cuvee_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63uvee/v1/member.proto\x12\x08\x63uvee.v1\x1a\x19\x63uvee/v1/generation.proto\"\x16\n\x14GetVocabularyRequest\"G\n\x15GetVocabularyResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x0f\n\x07\x65nd_ids\x18\x03 \x03(\r\"\x86\x01\n\x0f\x45xchangeRequest\x12%\n\x05opens\x18\x01 \x03(\x0b\x32\x16.cuvee.v1.OpenSequence\x12\x1d\n\x05steps\x18\x02 \x03(\x0b\x32\x0e.cuvee.v1.Step\x12\x0f\n\x07\x63\x61ncels\x18\x03 \x03(\x04\x12\x0e\n\x06\x63loses\x18\x04 \x03(\x04\x12\x0c\n\x04ping\x18\x05 \x01(\x04\"\x99\x01\n\x10\x45xchangeResponse\x12(\n\x06opened\x18\x01 \x03(\x0b\x32\x18.cuvee.v1.SequenceOpened\x12#\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x13.cuvee.v1.StepEvent\x12(\n\x06\x66\x61iled\x18\x03 \x03(\x0b\x32\x18.cuvee.v1.SequenceFailed\x12\x0c\n\x04pong\x18\x04 \x01(\x04\"\xb1\x02\n\x0cOpenSequence\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x14\n\x0clease_secret\x18\x03 \x01(\x0c\x12\x10\n\x06prompt\x18\x04 \x01(\tH\x00\x12\x1e\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x0e.cuvee.v1.ChatH\x00\x12$\n\x04\x66orm\x18\x06 \x01(\x0e\x32\x16.cuvee.v1.ExchangeForm\x12$\n\x08sampling\x18\x07 \x01(\x0b\x32\x12.cuvee.v1.Sampling\x12\x18\n\x10\x65nd_allowed_from\x18\x08 \x01(\r\x12\x1a\n\x12num_top_candidates\x18\t \x01(\r\x12\x0f\n\x07prefill\x18\n \x01(\x08\x12\x19\n\x11max_prompt_tokens\x18\x0b \x01(\rB\x07\n\x05input\"\xb5\x01\n\x04Step\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x1e\n\x04\x64raw\x18\x05 \x01(\x0b\x32\x0e.cuvee.v1.DrawH\x00\x12$\n\x05score\x18\x06 \x01(\x0b\x32\x13.cuvee.v1.ScoreTextH\x00\x12\x1e\n\x04rank\x18\x07 \x01(\x0b\x32\x0e.cuvee.v1.RankH\x00\x42\x06\n\x04want\"\xeb\x01\n\x04\x44raw\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\"\n\x06\x62order\x18\x03 \x01(\x0e\x32\x12.cuvee.v1.SpanUnit\x12\x13\n\x0bshare_begin\x18\x04 \x01(\x01\x12\x11\n\tshare_end\x18\x05 \x01(\x01\x12\x13\n\x0b\x62\x65gins_span\x18\x06 \x01(\x08\x12\x0e\n\x06retake\x18\x07 \x01(\x08\x12\x18\n\x10whole_characters\x18\x08 \x01(\x08\x12\x12\n\nscore_news\x18\t \x01(\x08\x12\x1e\n\x05\x64oubt\x18\n \x01(\x0b\x32\x0f.cuvee.v1.Doubt\"n\n\x05\x44oubt\x12+\n\x07measure\x18\x01 \x01(\x0e\x32\x1a.cuvee.v1.CertaintyMeasure\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12\x13\n\x0bspan_tokens\x18\x03 \x01(\r\x12\x10\n\x08num_said\x18\x04 \x01(\r\"\x19\n\tScoreText\x12\x0c\n\x04text\x18\x01 \x01(\t\"]\n\x04Rank\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0f\n\x07num_top\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12\x11\n\tis_warped\x18\x04 \x01(\x08\x12\x12\n\nwith_state\x18\x06 \x01(\x08\";\n\x0c\x44istribution\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x0c\n\x04rest\x18\x03 \x01(\x01\"9\n\x0eSequenceOpened\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"d\n\tStepToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12+\n\x0etop_candidates\x18\x04 \x03(\x0b\x32\x13.cuvee.v1.Candidate\"\xf4\x01\n\tStepEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12#\n\x06tokens\x18\x02 \x03(\x0b\x32\x13.cuvee.v1.StepToken\x12\x1d\n\x03\x65nd\x18\x03 \x01(\x0e\x32\x10.cuvee.v1.RunEnd\x12\x12\n\nnum_passes\x18\x04 \x01(\r\x12\x15\n\rnum_processed\x18\x05 \x01(\r\x12\x12\n\nnum_cached\x18\x06 \x01(\r\x12,\n\x0c\x64istribution\x18\x07 \x01(\x0b\x32\x16.cuvee.v1.Distribution\x12\x15\n\rnews_logprobs\x18\x08 \x03(\x02\x12\r\n\x05state\x18\x0b \x03(\x02\"u\n\x0eSequenceFailed\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.cuvee.v1.ErrorKind\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05\x66ield\x18\x05 \x01(\t*b\n\x0c\x45xchangeForm\x12\x1d\n\x19\x45XCHANGE_FORM_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XCHANGE_FORM_TOKEN_IDS\x10\x01\x12\x16\n\x12\x45XCHANGE_FORM_TEXT\x10\x02*v\n\x10\x43\x65rtaintyMeasure\x12!\n\x1d\x43\x45RTAINTY_MEASURE_UNSPECIFIED\x10\x00\x12 \n\x1c\x43\x45RTAINTY_MEASURE_CONFIDENCE\x10\x01\x12\x1d\n\x19\x43\x45RTAINTY_MEASURE_ENTROPY\x10\x02*\xa8\x01\n\x06RunEnd\x12\x17\n\x13RUN_END_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_END_COMPLETE\x10\x01\x12\x12\n\x0eRUN_END_BORDER\x10\x02\x12\x17\n\x13RUN_END_END_OF_TURN\x10\x03\x12\x18\n\x14RUN_END_CONTEXT_FULL\x10\x04\x12\x15\n\x11RUN_END_CANCELLED\x10\x05\x12\x11\n\rRUN_END_DOUBT\x10\x06*\x99\x01\n\tErrorKind\x12\x1a\n\x16\x45RROR_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_KIND_INVALID_REQUEST\x10\x01\x12\x1a\n\x16\x45RROR_KIND_UNSUPPORTED\x10\x02\x12\x19\n\x15\x45RROR_KIND_OVERLOADED\x10\x03\x12\x19\n\x15\x45RROR_KIND_LEASE_LOST\x10\x04\x32\xa8\x01\n\rMemberService\x12\x45\n\x08\x45xchange\x12\x19.cuvee.v1.ExchangeRequest\x1a\x1a.cuvee.v1.ExchangeResponse(\x01\x30\x01\x12P\n\rGetVocabulary\x12\x1e.cuvee.v1.GetVocabularyRequest\x1a\x1f.cuvee.v1.GetVocabularyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63uvee/v1/member.proto\x12\x08\x63uvee.v1\x1a\x19\x63uvee/v1/generation.proto\"\x16\n\x14GetVocabularyRequest\"G\n\x15GetVocabularyResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x0f\n\x07\x65nd_ids\x18\x03 \x03(\r\"\x86\x01\n\x0f\x45xchangeRequest\x12%\n\x05opens\x18\x01 \x03(\x0b\x32\x16.cuvee.v1.OpenSequence\x12\x1d\n\x05steps\x18\x02 \x03(\x0b\x32\x0e.cuvee.v1.Step\x12\x0f\n\x07\x63\x61ncels\x18\x03 \x03(\x04\x12\x0e\n\x06\x63loses\x18\x04 \x03(\x04\x12\x0c\n\x04ping\x18\x05 \x01(\x04\"\x99\x01\n\x10\x45xchangeResponse\x12(\n\x06opened\x18\x01 \x03(\x0b\x32\x18.cuvee.v1.SequenceOpened\x12#\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x13.cuvee.v1.StepEvent\x12(\n\x06\x66\x61iled\x18\x03 \x03(\x0b\x32\x18.cuvee.v1.SequenceFailed\x12\x0c\n\x04pong\x18\x04 \x01(\x04\"\xd9\x02\n\x0cOpenSequence\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x14\n\x0clease_secret\x18\x03 \x01(\x0c\x12\x10\n\x06prompt\x18\x04 \x01(\tH\x00\x12\x1e\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x0e.cuvee.v1.ChatH\x00\x12$\n\x04\x66orm\x18\x06 \x01(\x0e\x32\x16.cuvee.v1.ExchangeForm\x12$\n\x08sampling\x18\x07 \x01(\x0b\x32\x12.cuvee.v1.Sampling\x12\x18\n\x10\x65nd_allowed_from\x18\x08 \x01(\r\x12\x1a\n\x12num_top_candidates\x18\t \x01(\r\x12\x0f\n\x07prefill\x18\n \x01(\x08\x12\x19\n\x11max_prompt_tokens\x18\x0b \x01(\r\x12&\n\x06\x66ormat\x18\x0c \x01(\x0b\x32\x16.cuvee.v1.OutputFormatB\x07\n\x05input\"\xb5\x01\n\x04Step\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x1e\n\x04\x64raw\x18\x05 \x01(\x0b\x32\x0e.cuvee.v1.DrawH\x00\x12$\n\x05score\x18\x06 \x01(\x0b\x32\x13.cuvee.v1.ScoreTextH\x00\x12\x1e\n\x04rank\x18\x07 \x01(\x0b\x32\x0e.cuvee.v1.RankH\x00\x42\x06\n\x04want\"\xeb\x01\n\x04\x44raw\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\"\n\x06\x62order\x18\x03 \x01(\x0e\x32\x12.cuvee.v1.SpanUnit\x12\x13\n\x0bshare_begin\x18\x04 \x01(\x01\x12\x11\n\tshare_end\x18\x05 \x01(\x01\x12\x13\n\x0b\x62\x65gins_span\x18\x06 \x01(\x08\x12\x0e\n\x06retake\x18\x07 \x01(\x08\x12\x18\n\x10whole_characters\x18\x08 \x01(\x08\x12\x12\n\nscore_news\x18\t \x01(\x08\x12\x1e\n\x05\x64oubt\x18\n \x01(\x0b\x32\x0f.cuvee.v1.Doubt\"n\n\x05\x44oubt\x12+\n\x07measure\x18\x01 \x01(\x0e\x32\x1a.cuvee.v1.CertaintyMeasure\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12\x13\n\x0bspan_tokens\x18\x03 \x01(\r\x12\x10\n\x08num_said\x18\x04 \x01(\r\"\x19\n\tScoreText\x12\x0c\n\x04text\x18\x01 \x01(\t\"]\n\x04Rank\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0f\n\x07num_top\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12\x11\n\tis_warped\x18\x04 \x01(\x08\x12\x12\n\nwith_state\x18\x06 \x01(\x08\";\n\x0c\x44istribution\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x0c\n\x04rest\x18\x03 \x01(\x01\"9\n\x0eSequenceOpened\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"d\n\tStepToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12+\n\x0etop_candidates\x18\x04 \x03(\x0b\x32\x13.cuvee.v1.Candidate\"\xf4\x01\n\tStepEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12#\n\x06tokens\x18\x02 \x03(\x0b\x32\x13.cuvee.v1.StepToken\x12\x1d\n\x03\x65nd\x18\x03 \x01(\x0e\x32\x10.cuvee.v1.RunEnd\x12\x12\n\nnum_passes\x18\x04 \x01(\r\x12\x15\n\rnum_processed\x18\x05 \x01(\r\x12\x12\n\nnum_cached\x18\x06 \x01(\r\x12,\n\x0c\x64istribution\x18\x07 \x01(\x0b\x32\x16.cuvee.v1.Distribution\x12\x15\n\rnews_logprobs\x18\x08 \x03(\x02\x12\r\n\x05state\x18\x0b \x03(\x02\"u\n\x0eSequenceFailed\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.cuvee.v1.ErrorKind\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05\x66ield\x18\x05 \x01(\t*b\n\x0c\x45xchangeForm\x12\x1d\n\x19\x45XCHANGE_FORM_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XCHANGE_FORM_TOKEN_IDS\x10\x01\x12\x16\n\x12\x45XCHANGE_FORM_TEXT\x10\x02*v\n\x10\x43\x65rtaintyMeasure\x12!\n\x1d\x43\x45RTAINTY_MEASURE_UNSPECIFIED\x10\x00\x12 \n\x1c\x43\x45RTAINTY_MEASURE_CONFIDENCE\x10\x01\x12\x1d\n\x19\x43\x45RTAINTY_MEASURE_ENTROPY\x10\x02*\xa8\x01\n\x06RunEnd\x12\x17\n\x13RUN_END_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_END_COMPLETE\x10\x01\x12\x12\n\x0eRUN_END_BORDER\x10\x02\x12\x17\n\x13RUN_END_END_OF_TURN\x10\x03\x12\x18\n\x14RUN_END_CONTEXT_FULL\x10\x04\x12\x15\n\x11RUN_END_CANCELLED\x10\x05\x12\x11\n\rRUN_END_DOUBT\x10\x06*\x99\x01\n\tErrorKind\x12\x1a\n\x16\x45RROR_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_KIND_INVALID_REQUEST\x10\x01\x12\x1a\n\x16\x45RROR_KIND_UNSUPPORTED\x10\x02\x12\x19\n\x15\x45RROR_KIND_OVERLOADED\x10\x03\x12\x19\n\x15\x45RROR_KIND_LEASE_LOST\x10\x04\x32\xa8\x01\n\rMemberService\x12\x45\n\x08\x45xchange\x12\x19.cuvee.v1.ExchangeRequest\x1a\x1a.cuvee.v1.ExchangeResponse(\x01\x30\x01\x12P\n\rGetVocabulary\x12\x1e.cuvee.v1.GetVocabularyRequest\x1a\x1f.cuvee.v1.GetVocabularyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cuvee.v1.member_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXCHANGEFORM']._serialized_start=2004
-  _globals['_EXCHANGEFORM']._serialized_end=2102
-  _globals['_CERTAINTYMEASURE']._serialized_start=2104
-  _globals['_CERTAINTYMEASURE']._serialized_end=2222
-  _globals['_RUNEND']._serialized_start=2225
-  _globals['_RUNEND']._serialized_end=2393
-  _globals['_ERRORKIND']._serialized_start=2396
-  _globals['_ERRORKIND']._serialized_end=2549
+  _globals['_EXCHANGEFORM']._serialized_start=2044
+  _globals['_EXCHANGEFORM']._serialized_end=2142
+  _globals['_CERTAINTYMEASURE']._serialized_start=2144
+  _globals['_CERTAINTYMEASURE']._serialized_end=2262
+  _globals['_RUNEND']._serialized_start=2265
+  _globals['_RUNEND']._serialized_end=2433
+  _globals['_ERRORKIND']._serialized_start=2436
+  _globals['_ERRORKIND']._serialized_end=2589
   _globals['_GETVOCABULARYREQUEST']._serialized_start=62
   _globals['_GETVOCABULARYREQUEST']._serialized_end=84
   _globals['_GETVOCABULARYRESPONSE']._serialized_start=86
@@ -49,27 +49,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXCHANGERESPONSE']._serialized_start=297
   _globals['_EXCHANGERESPONSE']._serialized_end=450
   _globals['_OPENSEQUENCE']._serialized_start=453
-  _globals['_OPENSEQUENCE']._serialized_end=758
-  _globals['_STEP']._serialized_start=761
-  _globals['_STEP']._serialized_end=942
-  _globals['_DRAW']._serialized_start=945
-  _globals['_DRAW']._serialized_end=1180
-  _globals['_DOUBT']._serialized_start=1182
-  _globals['_DOUBT']._serialized_end=1292
-  _globals['_SCORETEXT']._serialized_start=1294
-  _globals['_SCORETEXT']._serialized_end=1319
-  _globals['_RANK']._serialized_start=1321
-  _globals['_RANK']._serialized_end=1414
-  _globals['_DISTRIBUTION']._serialized_start=1416
-  _globals['_DISTRIBUTION']._serialized_end=1475
-  _globals['_SEQUENCEOPENED']._serialized_start=1477
-  _globals['_SEQUENCEOPENED']._serialized_end=1534
-  _globals['_STEPTOKEN']._serialized_start=1536
-  _globals['_STEPTOKEN']._serialized_end=1636
-  _globals['_STEPEVENT']._serialized_start=1639
-  _globals['_STEPEVENT']._serialized_end=1883
-  _globals['_SEQUENCEFAILED']._serialized_start=1885
-  _globals['_SEQUENCEFAILED']._serialized_end=2002
-  _globals['_MEMBERSERVICE']._serialized_start=2552
-  _globals['_MEMBERSERVICE']._serialized_end=2720
+  _globals['_OPENSEQUENCE']._serialized_end=798
+  _globals['_STEP']._serialized_start=801
+  _globals['_STEP']._serialized_end=982
+  _globals['_DRAW']._serialized_start=985
+  _globals['_DRAW']._serialized_end=1220
+  _globals['_DOUBT']._serialized_start=1222
+  _globals['_DOUBT']._serialized_end=1332
+  _globals['_SCORETEXT']._serialized_start=1334
+  _globals['_SCORETEXT']._serialized_end=1359
+  _globals['_RANK']._serialized_start=1361
+  _globals['_RANK']._serialized_end=1454
+  _globals['_DISTRIBUTION']._serialized_start=1456
+  _globals['_DISTRIBUTION']._serialized_end=1515
+  _globals['_SEQUENCEOPENED']._serialized_start=1517
+  _globals['_SEQUENCEOPENED']._serialized_end=1574
+  _globals['_STEPTOKEN']._serialized_start=1576
+  _globals['_STEPTOKEN']._serialized_end=1676
+  _globals['_STEPEVENT']._serialized_start=1679
+  _globals['_STEPEVENT']._serialized_end=1923
+  _globals['_SEQUENCEFAILED']._serialized_start=1925
+  _globals['_SEQUENCEFAILED']._serialized_end=2042
+  _globals['_MEMBERSERVICE']._serialized_start=2592
+  _globals['_MEMBERSERVICE']._serialized_end=2760
 # @@protoc_insertion_point(module_scope)

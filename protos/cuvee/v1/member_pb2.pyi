@@ -294,6 +294,7 @@ class OpenSequence(_message.Message):
     NUM_TOP_CANDIDATES_FIELD_NUMBER: _builtins.int
     PREFILL_FIELD_NUMBER: _builtins.int
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Chosen by the router, unique on the stream."""
     lease_id: _builtins.str
@@ -320,6 +321,10 @@ class OpenSequence(_message.Message):
     def sampling(self) -> _generation_pb2.Sampling:
         """How tokens are drawn; all fields set."""
 
+    @_builtins.property
+    def format(self) -> _generation_pb2.OutputFormat:
+        """What the whole reply has to match."""
+
     def __init__(
         self,
         *,
@@ -334,10 +339,11 @@ class OpenSequence(_message.Message):
         num_top_candidates: _builtins.int = ...,
         prefill: _builtins.bool = ...,
         max_prompt_tokens: _builtins.int = ...,
+        format: _generation_pb2.OutputFormat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "end_allowed_from", b"end_allowed_from", "form", b"form", "input", b"input", "lease_id", b"lease_id", "lease_secret", b"lease_secret", "max_prompt_tokens", b"max_prompt_tokens", "num_top_candidates", b"num_top_candidates", "prefill", b"prefill", "prompt", b"prompt", "sampling", b"sampling", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "end_allowed_from", b"end_allowed_from", "form", b"form", "format", b"format", "input", b"input", "lease_id", b"lease_id", "lease_secret", b"lease_secret", "max_prompt_tokens", b"max_prompt_tokens", "num_top_candidates", b"num_top_candidates", "prefill", b"prefill", "prompt", b"prompt", "sampling", b"sampling", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
