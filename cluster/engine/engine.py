@@ -13,11 +13,11 @@ from torch import Tensor
 from cluster.engine.base import Runner
 from cluster.engine.inbox import Inbox
 from cluster.engine.job import Job
-from cluster.engine.passes import Found, run_pass
+from cluster.engine.passes import Found, draw_from, run_pass
 from cluster.engine.pool import PagePool
 from cluster.engine.prefixes import num_common
 from cluster.engine.rank import rank
-from cluster.engine.sampler import NO_TOKEN, sample
+from cluster.engine.sampler import NO_TOKEN
 from cluster.engine.schedule import Plan, Scheduler
 from cluster.engine.types import (
     EngineCounts,
@@ -160,13 +160,14 @@ class Engine:
         ids[work.start :] = tokens
         self._num_begun += 1
         job = self._jobs[sequence] = Job(sequence, work.want, ids, self._num_begun)
-        if row is not None and not has_news and len(ids) < self._runner.max_context:
+        is_known = row is not None and not (has_news or job.num_scored)
+        if is_known and len(ids) < self._runner.max_context:
+            assert row is not None
             match work.want:
                 case Rank(with_state=False):
                     return self._rank(job, row)
-                case Sample(num_scored=0):
-                    (token,) = sample(row[None], [job.sample_row()])
-                    return self._take(job, token)
+                case Sample():
+                    return self._take(job, draw_from(row, job))
         num_kept = min(num_kept, job.first_logit)
         if num_kept < len(ids):
             num_kept = self._runner.truncate(sequence, num_kept, ids[num_kept])
@@ -187,13 +188,15 @@ class Engine:
             job.num_passes += 1
             job.num_processed += len(chunk.ids)
             self.counts.tokens_processed += len(chunk.ids)
-            job.scored += found.scored.get(i, ())
+            job.next_logit = max(job.next_logit, chunk.start + len(chunk.ids))
+            job.scored += [token.logprob for token in found.scored.get(i, ())]
+            job.targets += found.targets.get(i, ())
             if i in found.drawn:
                 outputs.append(self._take(job, found.drawn[i]))
             elif i in found.rows:
                 outputs.append(self._rank(job, found.rows[i], found.states.get(i)))
             elif chunk.start + len(chunk.ids) == job.end:
-                outputs.append(self._end(job, WorkEnd.DONE, job.scored))
+                outputs.append(self._end(job, WorkEnd.DONE, job.targets))
         return outputs
 
     def _take(self, job: Job, token: TokenOutput) -> Output:
@@ -206,10 +209,7 @@ class Engine:
         except Exception as error:
             _log.exception("a judge failed")
             return self._end(job, WorkEnd.FAILED, error=f"{type(error).__name__}: {error}")
-        output = job.output(kept, None) if end is None else self._end(job, end, kept)
-        if job.num_drawn == 1:
-            output.scored = [scored.logprob for scored in job.scored]
-        return output
+        return job.output(kept, None) if end is None else self._end(job, end, kept)
 
     def _rank(self, job: Job, row: Tensor, state: Tensor | None = None) -> Output:
         """Tell what is asked of the row, and keep it: more may be asked, or a token be drawn."""

@@ -66,6 +66,7 @@ class SequenceStart:
     num_top: int = 0  # candidates to report per token
     prefill: bool = True  # process the prompt at once, before a step asks for it
     max_prompt_tokens: int = NEVER_ENDS
+    score_prompt: bool = False  # report the log-probabilities of all its tokens but the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class ScoreText:
     """Measure a continuation of what stands."""
 
     text: str
+    score_news: bool = False  # report the model's own log-probabilities beside the sampling's
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class Opened:
     """The sequence is open."""
 
     prompt_tokens: int
+    prompt_digest: int = 0  # equal for equal tokens; of a prompt that is scored
 
 
 @dataclass(slots=True)
@@ -173,7 +176,7 @@ class StepEvent:
     num_processed: int = 0
     num_cached: int = 0
     distribution: Distribution | None = None  # the answer to a Rank
-    news_logprobs: Sequence[float] = ()  # the answer to score_news
+    news_logprobs: Sequence[float] = ()  # the answer to score_prompt, then to score_news
     state: Sequence[float] = ()  # the answer to a Rank with_state
 
 

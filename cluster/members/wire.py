@@ -114,6 +114,7 @@ def start_to_proto(
         num_top_candidates=start.num_top,
         prefill=start.prefill,
         max_prompt_tokens=start.max_prompt_tokens,
+        score_prompt=start.score_prompt,
     )
     if start.prompt.messages is not None:
         message.chat.CopyFrom(chat_to_proto(start.prompt.messages))
@@ -143,6 +144,7 @@ def start_from_proto(message: pb.OpenSequence) -> SequenceStart:
         num_top=message.num_top_candidates,
         prefill=message.prefill,
         max_prompt_tokens=message.max_prompt_tokens,
+        score_prompt=message.score_prompt,
     )
 
 
@@ -151,7 +153,7 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
     message = pb.Step(sequence=sequence, base=step.base, text=step.text, token_ids=step.token_ids)
     want = step.want
     if isinstance(want, ScoreText):
-        message.score.text = want.text
+        message.score.text, message.score.score_news = want.text, want.score_news
         return message
     if isinstance(want, Rank):
         message.rank.position, message.rank.num_top = want.position, want.num_top
@@ -184,7 +186,7 @@ def step_from_proto(message: pb.Step) -> Step:
     want: Draw | ScoreText | Rank
     kind = message.WhichOneof("want")
     if kind == "score":
-        want = ScoreText(message.score.text)
+        want = ScoreText(message.score.text, message.score.score_news)
     elif kind == "rank":
         rank = message.rank
         ids = packed.ids_from_bytes(rank.ids).tolist()
@@ -233,7 +235,11 @@ def add_event(response: pb.ExchangeResponse, sequence: int, event: Event) -> Non
         )
     elif isinstance(event, Opened):
         response.opened.append(
-            pb.SequenceOpened(sequence=sequence, prompt_tokens=event.prompt_tokens)
+            pb.SequenceOpened(
+                sequence=sequence,
+                prompt_tokens=event.prompt_tokens,
+                prompt_digest=event.prompt_digest,
+            )
         )
     else:
         response.failed.append(_error_to_proto(event.error, sequence))

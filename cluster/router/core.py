@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
-from cluster.blending.base import Learner, Together
 from cluster.engine.types import SamplingParams
 from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable
 from cluster.gates.file import GateFile, GateInputs, load_gate
@@ -18,42 +17,31 @@ from cluster.members.base import (
     Member,
     MemberInfo,
     Prompt,
-    ScoreText,
     SequenceStart,
-    Step,
-    StepToken,
     Tokens,
 )
 from cluster.rankers.base import Ranker
 from cluster.router.coordinator import Generation
 from cluster.router.gating import PromptGates
+from cluster.router.measuring import measure
 from cluster.router.on_each import on_each
 from cluster.router.plan import (
-    Plan,
     ServedBlend,
     blend_weights,
     check_prompt_renders,
-    form_of,
     make_plan,
     overridden,
-    sampling_params,
-    scoring_plan,
 )
 from cluster.router.proposals import Panel, proposer_weights
 from cluster.router.ranking import Ranking
 from cluster.router.replies import choose, fuse
 from cluster.router.requests import (
     GenerationRequest,
-    MemberScore,
     Score,
     ScoreRequest,
     Update,
     check_prompt,
 )
-from cluster.router.scoring import blend_logprob, has_closed_form, mixture_logprobs
-from cluster.router.seats import Seats
-from cluster.router.together import combined_next
-from cluster.router.transcript import Transcript
 from cluster.spec import (
     BlendSpec,
     ChooseSpec,
@@ -62,7 +50,6 @@ from cluster.spec import (
     FuseSpec,
     LearnedGate,
     RouteSpec,
-    SamplingSpec,
 )
 
 logger = logging.getLogger(__name__)
@@ -175,62 +162,8 @@ class Router:
     async def score(self, request: ScoreRequest) -> Score:
         """Measure a continuation under every member that takes part, and under the blend."""
         blend = self.blend(request.blend)
-        spec = overridden(blend, request.overrides)
-        weights = {n: w for n, w in blend_weights(spec, request.overrides).items() if w > 0}
-        infos = [blend.infos[name] for name in weights]
-        check_prompt_renders(request.prompt, infos)
-        sampling = sampling_params(request.sampling, SamplingSpec())
-        start = SequenceStart(
-            prompt=request.prompt,
-            form=Form.TOKEN_IDS,
-            sampling=sampling,
-            seed=0,
-            prefill=False,
-            max_prompt_tokens=self.spec.limits.max_prompt_tokens,
-        )
-        want = Step(0, ScoreText(request.continuation))
         with self._admitted():
-            found = await self._on_each(weights, start, want)
-            members = tuple(
-                MemberScore(name, weight, tuple(found[name][1])) for name, weight in weights.items()
-            )
-            form = form_of(infos)
-            span = request.overrides.span or spec.span_for(one_vocabulary=form is Form.TOKEN_IDS)
-            mixture: tuple[float, ...] = ()
-            if len(members) > 1 and spec.draws_together and not has_closed_form(spec):
-                plan = scoring_plan(request, blend, spec, sampling)
-                mixture = await self._score_together(plan, members[0].tokens)
-            elif (
-                has_closed_form(spec) and form_of(infos) is Form.TOKEN_IDS and span in ("token", 1)
-            ):
-                mixture = mixture_logprobs(members, spec)
-        return Score(
-            blend=blend.name,
-            revision=blend.revision,
-            members=members,
-            mixture=mixture,
-            logprob=blend_logprob(members, spec, span, mixture),
-            num_bytes=len(request.continuation.encode()),
-        )
-
-    async def _score_together(self, plan: Plan, tokens: Sequence[StepToken]) -> tuple[float, ...]:
-        """Each token's log-probability where all members make the distribution, token by token."""
-        assert isinstance(plan.method, Together)
-        seats = Seats(plan, self._members, self.spec.limits.lease_timeout_s)
-        transcript = Transcript(plan.members, plan.form, ())
-        found = []
-        try:
-            await seats.sit_down(plan.method.speakers, first=plan.method.speakers)
-            for token in tokens:
-                combined = await combined_next(plan.method, seats, transcript, (token.id,))
-                assert combined is not None, "members took the whole text before"
-                found.append(combined.logprob_of(token.id))
-                if isinstance(plan.method.rule, Learner):
-                    plan.method.rule.learn(combined.told, token.id)
-                transcript.commit(0, [token])
-        finally:
-            await seats.leave()
-        return tuple(found)
+            return await measure(request, blend, self._members, self.spec.limits)
 
     async def count_tokens(self, blend_name: str, prompt: Prompt) -> dict[str, tuple[int, int]]:
         """By member: the prompt's tokens, and the most that member can hold."""
@@ -245,14 +178,12 @@ class Router:
             prefill=False,
         )
         with self._admitted():
-            found = await self._on_each(blend.infos, start, None)
-        return {name: (found[name][0], info.max_context) for name, info in blend.infos.items()}
-
-    async def _on_each(
-        self, names: Iterable[str], start: SequenceStart, want: Step | None
-    ) -> dict[str, tuple[int, list[StepToken]]]:
-        members = {name: self._members[name] for name in names}
-        return await on_each(members, start, want, self.spec.limits.lease_timeout_s)
+            members = {name: self._members[name] for name in blend.infos}
+            found = await on_each(members, start, None, self.spec.limits.lease_timeout_s)
+        return {
+            name: (found[name].num_prompt_tokens, info.max_context)
+            for name, info in blend.infos.items()
+        }
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

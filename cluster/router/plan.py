@@ -78,7 +78,15 @@ class Plan:
     tokens: Tokens  # what ids stand for and which end a turn, where members draw together
     decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
 
-    def start(self, info: MemberInfo, *, prefill: bool) -> SequenceStart:
+    @property
+    def evidence(self) -> Evidence | None:
+        """What its weights follow, if they follow something."""
+        rule = self.method.rule if isinstance(self.method, Together) else self.method
+        return rule.evidence if isinstance(rule, AdaptiveMixture | AdaptiveMean) else None
+
+    def start(
+        self, info: MemberInfo, *, prefill: bool, score_prompt: bool = False
+    ) -> SequenceStart:
         """How a member's sequence begins."""
         return SequenceStart(
             prompt=self.prompt,
@@ -89,6 +97,7 @@ class Plan:
             num_top=self.num_top,
             prefill=prefill,
             max_prompt_tokens=min(self.max_prompt_tokens, info.max_context - 1),
+            score_prompt=score_prompt,
         )
 
 
@@ -204,9 +213,12 @@ def make_method(
     mixture = Mixture(tuple(weights.values()), span, seed)
     match spec:
         case MixtureSpec():
-            if spec.adapt is None or len(mixture.speakers) == 1:
+            if spec.adapt is None:
                 return mixture
-            return AdaptiveMixture(mixture, _evidence(list(weights.values()), spec.adapt))
+            evidence = evidence_for(mixture.weights, spec.adapt)
+            if evidence.reads_prompt or len(mixture.speakers) > 1:
+                return AdaptiveMixture(mixture, evidence)
+            return mixture
         case _ if overrides.member is not None:
             return Mixture(tuple(weights.values()), "response", seed)
         case EnsembleSpec():
@@ -214,7 +226,7 @@ def make_method(
             make = Mean if spec.rule == "mean" else Product
             shares = [weights[names[i]] for i in speakers]
             if spec.adapt is not None:
-                return Together(speakers, AdaptiveMean(_evidence(shares, spec.adapt), warp))
+                return Together(speakers, AdaptiveMean(evidence_for(shares, spec.adapt), warp))
             return Together(speakers, make(shares, 0 if spec.exact else spec.candidates, warp))
         case ProxySpec():
             base, expert, anti = (_index_of(spec, r) for r in ("base", "expert", "anti"))
@@ -257,8 +269,9 @@ def choice_of(spec: RouteSpec, prior: Mapping[str, float]) -> Choice:
     return Choice([prior[name] for name in spec.members], spec.top, costs, spec.price)
 
 
-def _evidence(prior: Sequence[float], adapt: AdaptSpec) -> Evidence:
-    return Evidence(prior, Adaptation(adapt.strength, adapt.window, adapt.floor))
+def evidence_for(prior: Sequence[float], adapt: AdaptSpec) -> Evidence:
+    """What weights that adapt so follow, before anything is known."""
+    return Evidence(prior, Adaptation(**adapt.model_dump()))
 
 
 def _index_of(spec: BlendSpec, role: str) -> int:
@@ -298,6 +311,22 @@ def sampling_params(given: Sampling, default: SamplingSpec) -> SamplingParams:
         top_p=default.top_p if given.top_p is None else given.top_p,
         min_p=default.min_p if given.min_p is None else given.min_p,
     )
+
+
+def check_prompt_is_shared(digests: Mapping[str, int], prompt: Prompt) -> None:
+    """Refuse to weigh members by a prompt that is not the same tokens for all of them.
+
+    Likelihoods compare members only as far as they are of one text. Of two chat templates, one is
+    merely longer or more usual than the other, which says nothing about what the user wrote.
+    """
+    if len(set(digests.values())) > 1:
+        raise Unsupported(
+            "PROMPTS_DIFFER",
+            f"members {', '.join(digests)} read different tokens where this prompt is, so their "
+            "likelihoods of it do not compare; expected members that render prompts alike, or a "
+            "blend with adapt.evidence: reply",
+            field="prompt" if prompt.messages is None else "chat",
+        )
 
 
 def check_prompt_renders(prompt: Prompt, infos: list[MemberInfo]) -> None:
