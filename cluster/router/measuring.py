@@ -13,6 +13,7 @@ from cluster.router.plan import (
     blend_weights,
     check_prompt_is_shared,
     check_prompt_renders,
+    check_same_member,
     form_of,
     overridden,
     sampling_params,
@@ -49,6 +50,8 @@ async def measure(
     want = Step(0, ScoreText(request.continuation, score_news=evidence is not None))
     taking_part = {name: members[name] for name in weights}
     told = await on_each(taking_part, start, want, limits.lease_timeout_s)
+    for name in weights:
+        check_same_member(blend.infos[name], told[name].info)
     scores = tuple(_score_of(name, weight, told[name]) for name, weight in weights.items())
     shares = list(weights.values())
     if evidence is not None and reads_prompt:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from cluster.members.base import Member, SequenceStart, Step, StepToken
+from cluster.members.base import Member, MemberInfo, SequenceStart, Step, StepToken
 from cluster.members.seat import Seat
 
 
@@ -15,6 +15,7 @@ from cluster.members.seat import Seat
 class Answer:
     """What one member told of a prompt, and of the step after it."""
 
+    info: MemberInfo
     num_prompt_tokens: int
     prompt_digest: int
     tokens: list[StepToken] = field(default_factory=list)
@@ -40,7 +41,7 @@ async def on_each(
 
 async def _open_and_run(seat: Seat, start: SequenceStart, want: Step | None) -> Answer:
     await seat.open(start)
-    answer = Answer(seat.usage.prompt_tokens, seat.prompt_digest)
+    answer = Answer(seat.info, seat.usage.prompt_tokens, seat.prompt_digest)
     if want is not None:
         async with aclosing(seat.run(want)) as events:
             async for event in events:

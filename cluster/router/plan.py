@@ -14,7 +14,7 @@ from cluster.blending.mixture import Mixture
 from cluster.blending.routing import Cascade, Routed
 from cluster.blending.warping import Warp
 from cluster.engine.types import SamplingParams
-from cluster.errors import InvalidRequest, Unsupported
+from cluster.errors import InvalidRequest, Unavailable, Unsupported
 from cluster.gates.file import GateFile
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
 from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest
@@ -326,6 +326,14 @@ def check_prompt_is_shared(digests: Mapping[str, int], prompt: Prompt) -> None:
             "likelihoods of it do not compare; expected members that render prompts alike, or a "
             "blend with adapt.evidence: reply",
             field="prompt" if prompt.messages is None else "chat",
+        )
+
+
+def check_same_member(known: MemberInfo, leased: MemberInfo) -> None:
+    """Refuse a replica whose token ids mean something else than those of the plan."""
+    if leased.vocabulary != known.vocabulary:
+        raise Unavailable(
+            "MEMBER_CHANGED", f"member {known.member!r} has become {leased.model}; try again"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from cluster.errors import ReplicaLost, Unavailable
 from cluster.members.base import Member
 from cluster.members.seat import Seat
-from cluster.router.plan import Plan, check_prompt_is_shared
+from cluster.router.plan import Plan, check_prompt_is_shared, check_same_member
 from cluster.router.requests import MemberUsage
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3  # a prompt that kills every replica it meets is not carried further
@@ -99,9 +99,11 @@ class Seats:
         await asyncio.gather(*(self._give_back(index) for index in leaving))
 
     async def _lease(self, index: int) -> None:
-        member = self._members[self._plan.members[index]]
-        self._seats[index] = Seat(await member.lease(self._lease_timeout_s))
+        name = self._plan.members[index]
+        seat = Seat(await self._members[name].lease(self._lease_timeout_s))
+        self._seats[index] = seat
         self.usage[index].leases += 1
+        check_same_member(self._plan.blend.infos[name], seat.info)
 
     async def _open(self, index: int, *, prefill: bool) -> None:
         seat, is_read = self._seats[index], index in self._unread
