@@ -136,7 +136,7 @@ class Engine:
     def _take_requests(self) -> list[Output]:
         """Begin what was submitted, end what was cancelled, free what was closed."""
         requests = self._inbox.take()
-        outputs = [self._begin(work, ids) for work, ids in requests.works]
+        outputs = [output for work, ids in requests.works for output in self._begin(work, ids)]
         cancelled = [self._jobs[s] for s in requests.cancelled if s in self._jobs]
         outputs += [self._end(job, WorkEnd.CANCELLED) for job in cancelled]
         for sequence in requests.closed:
@@ -146,9 +146,9 @@ class Engine:
                 if not self._runner.shares_rows:
                     self._scheduler.forget(sequence)
                 self._pool.close(sequence)
-        return [output for output in outputs if output is not None]
+        return outputs
 
-    def _begin(self, work: Work, ids: list[int]) -> Output | None:
+    def _begin(self, work: Work, ids: list[int]) -> list[Output]:
         """Bring the sequence's ids up to date and cut its cache to what is still true of it."""
         pool, sequence, tokens = self._pool, work.sequence, list(work.tokens)
         if not pool.holds(sequence):
@@ -160,23 +160,23 @@ class Engine:
         ids[work.start :] = tokens
         self._num_begun += 1
         job = self._jobs[sequence] = Job(sequence, work.want, ids, self._num_begun)
-        is_known = row is not None and not (has_news or job.num_scored)
+        is_known = row is not None and not (has_news or job.num_scored or job.num_ranked > 1)
         if is_known and len(ids) < self._runner.max_context:
             assert row is not None
             match work.want:
                 case Rank(with_state=False):
-                    return self._rank(job, row)
+                    return self._rank(job, row[None], is_over=True)
                 case Sample():
-                    return self._take(job, draw_from(row, job))
+                    return [self._take(job, draw_from(row, job))]
         num_kept = min(num_kept, job.first_logit)
         if num_kept < len(ids):
             num_kept = self._runner.truncate(sequence, num_kept, ids[num_kept])
         pool.truncate(sequence, num_kept)
         if len(ids) + isinstance(work.want, Sample | Rank) > self._runner.max_context:
-            return self._end(job, WorkEnd.CONTEXT_FULL)
+            return [self._end(job, WorkEnd.CONTEXT_FULL)]
         if job.end > pool.num_pages * pool.page_size:
-            return self._end_without_room(job)
-        return self._end(job, WorkEnd.DONE) if job.end == num_kept else None
+            return [self._end_without_room(job)]
+        return [self._end(job, WorkEnd.DONE)] if job.end == num_kept else []
 
     def _commit(self, plan: Plan, found: Found) -> list[Output]:
         """The pass went well: its rows are cached now, and its tokens are the sequences'."""
@@ -185,6 +185,7 @@ class Engine:
         for i, chunk in enumerate(plan.chunks):
             job = self._jobs[chunk.sequence]
             self._pool.commit(chunk.sequence, chunk.ids)
+            is_over = chunk.start + len(chunk.ids) == job.end
             job.num_passes += 1
             job.num_processed += len(chunk.ids)
             self.counts.tokens_processed += len(chunk.ids)
@@ -194,8 +195,8 @@ class Engine:
             if i in found.drawn:
                 outputs.append(self._take(job, found.drawn[i]))
             elif i in found.rows:
-                outputs.append(self._rank(job, found.rows[i], found.states.get(i)))
-            elif chunk.start + len(chunk.ids) == job.end:
+                outputs += self._rank(job, found.rows[i], found.states.get(i), is_over=is_over)
+            elif is_over:
                 outputs.append(self._end(job, WorkEnd.DONE, job.targets))
         return outputs
 
@@ -211,20 +212,25 @@ class Engine:
             return self._end(job, WorkEnd.FAILED, error=f"{type(error).__name__}: {error}")
         return job.output(kept, None) if end is None else self._end(job, end, kept)
 
-    def _rank(self, job: Job, row: Tensor, state: Tensor | None = None) -> Output:
-        """Tell what is asked of the row, and keep it: more may be asked, or a token be drawn."""
+    def _rank(
+        self, job: Job, rows: Tensor, state: Tensor | None = None, *, is_over: bool
+    ) -> list[Output]:
+        """Tell what is asked of the rows, and keep the last: more may be asked, or be drawn."""
         assert isinstance(job.want, Rank)
         if job.want.with_state and state is None:
             error = "this model's hidden states cannot be read: it keeps a cache of its own"
-            return self._end(job, WorkEnd.FAILED, error=error)
-        (distribution,) = rank(row[None], [job.want])
-        if distribution is None:
-            return self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")
-        self._rows[job.sequence] = row
-        output = self._end(job, WorkEnd.DONE)
-        output.distribution = distribution
-        output.state = [] if state is None else state.float().tolist()
-        return output
+            return [self._end(job, WorkEnd.FAILED, error=error)]
+        outputs = []
+        for distribution in rank(rows, [job.want] * len(rows)):
+            if distribution is None:
+                return [self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")]
+            outputs.append(job.output([], None))
+            outputs[-1].distribution = distribution
+        if is_over:
+            self._rows[job.sequence] = rows[-1].clone()
+            outputs[-1].end = self._end(job, WorkEnd.DONE).end
+            outputs[-1].state = [] if state is None else state.float().tolist()
+        return outputs
 
     def _end(
         self, job: Job, end: WorkEnd, tokens: list[TokenOutput] | None = None, *, error: str = ""

@@ -51,7 +51,8 @@ class Job:
         """The first position whose logits are wanted, so the cache may not cover it yet."""
         if isinstance(self.want, Prefill):
             return len(self.ids)
-        return max(self.next_logit, len(self.ids) - 1 - max(self.num_scored, self.num_targets))
+        num_before = max(self.num_scored, self.num_targets, self.num_ranked - 1)
+        return max(self.next_logit, len(self.ids) - 1 - num_before)
 
     @property
     def num_scored(self) -> int:
@@ -62,6 +63,11 @@ class Job:
     def num_targets(self) -> int:
         """How many of the last ids a Score's law scores."""
         return self.want.num_targets if isinstance(self.want, Score) else 0
+
+    @property
+    def num_ranked(self) -> int:
+        """After how many of the last ids a Rank tells what may come."""
+        return self.want.num_positions if isinstance(self.want, Rank) else 0
 
     def make_chunk(self, start: int, num_tokens: int, pages: list[int]) -> Chunk:
         end = start + num_tokens
@@ -133,6 +139,9 @@ def check_work(work: Work, num_ids: int, vocab_size: int) -> None:
             _check_ids(banned, vocab_size, "banned")
             if isinstance(work.want, Rank):
                 _check_ids(work.want.ids, vocab_size, "ids")
+                if not 1 <= work.want.num_positions <= max(1, num_after):
+                    message = f"{work.want.num_positions}: there are 1 to {num_after} positions"
+                    raise InvalidRequest("WORK_POSITIONS", message, field="num_positions")
             if num_after == 0:
                 message = "an empty sequence: there must be a token to go on from"
                 raise InvalidRequest("WORK_TOKENS", message, field="tokens")

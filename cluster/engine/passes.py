@@ -25,8 +25,8 @@ class Found:
     drawn: dict[int, TokenOutput] = field(default_factory=dict)
     scored: dict[int, list[TokenOutput]] = field(default_factory=dict)  # by the model's own law
     targets: dict[int, list[TokenOutput]] = field(default_factory=dict)  # by a Score's
-    rows: dict[int, Tensor] = field(default_factory=dict)  # logits [V] of chunks that rank
-    states: dict[int, Tensor] = field(default_factory=dict)  # what those were made from, if wanted
+    rows: dict[int, Tensor] = field(default_factory=dict)  # logits [n, V] of chunks that rank
+    states: dict[int, Tensor] = field(default_factory=dict)  # behind the last row, if wanted
 
 
 @torch.inference_mode()
@@ -53,11 +53,13 @@ def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int) -
         for i, token in zip(drawing, drawn, strict=True):
             found.drawn[i] = token
     _score({i: parts[i] for i in asked}, plan, jobs, found)
-    ranking = [i for i in asked if isinstance(jobs[i].want, Rank) and is_over[i]]
-    found.rows = {i: parts[i][-1].clone() for i in ranking}
+    for i in asked:
+        num_after = len(jobs[i].ids) - plan.chunks[i].start - len(plan.chunks[i].ids)
+        if (num_rows := jobs[i].num_ranked - num_after) > 0:
+            found.rows[i] = parts[i][-num_rows:].clone()
     if runner.states is not None:
         ends = list(accumulate(chunk.num_logits for chunk in plan.chunks))
-        wanted = [i for i in ranking if _wants_state(jobs[i])]
+        wanted = [i for i in found.rows if _wants_state(jobs[i])]
         found.states = {i: runner.states[ends[i] - 1].clone() for i in wanted}
     return found
 

@@ -87,6 +87,9 @@ class Rank:
     banned: tuple[int, ...] = ()  # ids that have no part in it
     with_state: bool = False  # tell the hidden state, too, that the distribution is made from
     num_scored: int = 0  # as in `Sample`
+    num_positions: int = (
+        1  # tell of the token after each of this many last ones, in one output each
+    )
 
 
 @dataclass(slots=True)

@@ -116,6 +116,7 @@ class Rank:
     ids: Sequence[int] = ()  # tell these too
     is_warped: bool = False  # under the sequence's sampling; else the model's own
     with_state: bool = False  # tell the hidden state that it is made from, too
+    num_positions: int = 1  # tell of the last given tokens too, in one event each; none is banned
 
 
 @dataclass(frozen=True, slots=True)

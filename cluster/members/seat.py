@@ -87,7 +87,7 @@ class Seat:
                 event = await self._next()
                 assert isinstance(event, StepEvent), "a sequence opens once"
                 is_over = event.end is not None
-                if event.tokens or is_over:
+                if event.tokens or event.distribution or is_over:
                     yield event
         finally:
             if not is_over:

@@ -230,13 +230,17 @@ class ReplicaSequence:
         )
 
     def _rank(self, rank: Rank) -> engine.Rank:
+        first = rank.position - rank.num_positions + 1
         is_early = rank.position < self._start.end_allowed_from
+        if rank.num_positions > 1 and first < self._start.end_allowed_from:
+            raise InternalError("RANK_BANNED", "of several positions, all may end the turn")
         return engine.Rank(
             params=self._start.sampling if rank.is_warped else None,
             num_top=rank.num_top,
             ids=rank.ids,
             banned=self._text.end_ids if is_early else (),
             with_state=rank.with_state,
+            num_positions=rank.num_positions,
         )
 
     def _check_room(self, targets: list[int]) -> None:

@@ -159,6 +159,7 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
         message.rank.position, message.rank.num_top = want.position, want.num_top
         message.rank.ids = packed.ids_to_bytes(want.ids)
         message.rank.is_warped, message.rank.with_state = want.is_warped, want.with_state
+        message.rank.num_positions = want.num_positions
         return message
     message.draw.position = want.position
     message.draw.max_tokens = want.max_tokens
@@ -190,7 +191,9 @@ def step_from_proto(message: pb.Step) -> Step:
     elif kind == "rank":
         rank = message.rank
         ids = packed.ids_from_bytes(rank.ids).tolist()
-        want = Rank(rank.position, rank.num_top, ids, rank.is_warped, rank.with_state)
+        want = Rank(
+            rank.position, rank.num_top, ids, rank.is_warped, rank.with_state, rank.num_positions
+        )
     else:
         draw = message.draw
         border = _BORDERS_BACK.get(draw.border)

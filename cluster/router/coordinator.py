@@ -86,7 +86,7 @@ class Generation:
         """Let it read what its reader makes of all that was said."""
         position = self._transcript.position
         rank = Rank(position, num_top=1, with_state=True)
-        answer = await told(gate.reader, rank, self._seats, self._transcript)
+        *_, answer = await told(gate.reader, rank, self._seats, self._transcript)
         if answer.end is RunEnd.CONTEXT_FULL:
             self._finish = FinishReason.CONTEXT_FULL
             return

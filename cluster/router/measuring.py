@@ -22,7 +22,7 @@ from cluster.router.plan import (
 from cluster.router.requests import MemberScore, Score, ScoreRequest
 from cluster.router.scoring import blend_logprob, evidence_of, has_closed_form, mixture_logprobs
 from cluster.router.seats import Seats
-from cluster.router.together import combined_next
+from cluster.router.together import logprobs_along
 from cluster.router.transcript import Transcript
 from cluster.spec import LimitsSpec, SamplingSpec
 
@@ -89,18 +89,13 @@ async def _together(
     members: Mapping[str, Member],
     lease_timeout_s: float,
 ) -> tuple[float, ...]:
-    """Each token's log-probability where all members make the distribution, token by token."""
+    """Each token's log-probability where all members make the distribution."""
     assert isinstance(plan.method, Together)
+    speakers = plan.method.speakers
     seats = Seats(plan, members, lease_timeout_s)
     transcript = Transcript(plan.members, plan.form, ())
-    found = []
     try:
-        await seats.sit_down(plan.method.speakers, first=plan.method.speakers)
-        for token in tokens:
-            combined = await combined_next(plan.method, seats, transcript, (token.id,))
-            assert combined is not None, "members took the whole text before"
-            found.append(combined.logprob_of(token.id))
-            transcript.commit(0, [token])
+        await seats.sit_down(speakers, first=speakers)
+        return tuple(await logprobs_along(plan, seats, transcript, tokens))
     finally:
         await seats.leave()
-    return tuple(found)

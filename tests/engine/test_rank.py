@@ -172,3 +172,30 @@ def test_a_score_tells_the_models_own_law_beside_the_one_asked_for(
         [t.logprob for t in both.tokens], [t.logprob for t in warped.tokens], atol=1e-5
     )
     assert own.scored == []
+
+
+@pytest.mark.parametrize("max_batch_tokens", [512, 3])
+def test_of_many_positions_each_is_told_in_the_passes_of_a_prefill(
+    model: tuple[PreTrainedModel, Path], max_batch_tokens: int
+) -> None:
+    engine = make_engine(model[1], max_batch_tokens=max_batch_tokens)
+    sequence = engine.open()
+    engine.submit(Work(sequence, 0, IDS, Rank(None, num_positions=5)))
+    outputs: list[Output] = []
+    while engine.has_work():
+        outputs += engine.step()
+    assert [output.end for output in outputs] == [None] * 4 + [WorkEnd.DONE]
+    assert sum(output.num_passes for output in outputs) == -(-len(IDS) // max_batch_tokens)
+    for length, output in enumerate(outputs, len(IDS) - 4):
+        assert output.distribution is not None
+        law = law_of(model[0], IDS[:length], None)
+        np.testing.assert_allclose(np.exp(output.distribution.logprobs), law, atol=1e-6)
+    again = ask(engine, sequence, len(IDS), [], Rank(None))  # the last row is kept
+    assert again.num_passes == 0
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("num_positions", [0, len(IDS) + 1])
+def test_positions_that_a_sequence_lacks_are_refused(engine: Engine, num_positions: int) -> None:
+    with pytest.raises(InvalidRequest, match="1 to 7 positions"):
+        engine.submit(Work(engine.open(), 0, IDS, Rank(None, num_positions=num_positions)))

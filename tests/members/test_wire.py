@@ -102,7 +102,7 @@ unbordered = st.builds(
     retake=st.booleans(),
     whole_characters=st.booleans(),
 )
-ranks = st.builds(Rank, small, small, st.lists(small), st.booleans())
+ranks = st.builds(Rank, small, small, st.lists(small), st.booleans(), st.booleans(), small)
 steps = st.builds(
     Step,
     base=small,

@@ -529,7 +529,7 @@ Global___ScoreText: _TypeAlias = ScoreText  # noqa: Y015
 
 @_typing.final
 class Rank(_message.Message):
-    """Reports the distribution of the next token. Asked again without news, it takes no forward pass."""
+    """Reports the distribution of the next token, or of the last given ones too. Asked again without news, it takes no forward pass."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -537,6 +537,7 @@ class Rank(_message.Message):
     NUM_TOP_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     IS_WARPED_FIELD_NUMBER: _builtins.int
+    NUM_POSITIONS_FIELD_NUMBER: _builtins.int
     WITH_STATE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The number in the reply of the token."""
@@ -546,6 +547,8 @@ class Rank(_message.Message):
     """Report these ids too: unsigned 32-bit integers, lowest byte first."""
     is_warped: _builtins.bool
     """Under the sequence's sampling; otherwise the model's own."""
+    num_positions: _builtins.int
+    """Report of this many positions, at least 1; `position` is the last one's. One event for each."""
     with_state: _builtins.bool
     """Report the hidden state, too, that the distribution is made from."""
     def __init__(
@@ -555,11 +558,12 @@ class Rank(_message.Message):
         num_top: _builtins.int = ...,
         ids: _builtins.bytes = ...,
         is_warped: _builtins.bool = ...,
+        num_positions: _builtins.int = ...,
         with_state: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_top", b"num_top", "position", b"position", "with_state", b"with_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_positions", b"num_positions", "num_top", b"num_top", "position", b"position", "with_state", b"with_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
