@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -38,6 +39,20 @@ class Distribution:
         """The probability of all ids but these, so far as they are told."""
         told = float(np.exp(self.of(ids)).sum())
         return max(0.0, self.rest + float(np.exp(self.logprobs).sum()) - told)
+
+    def part(self, num_top: int, ids: Sequence[int] | Ids) -> Distribution:
+        """Of all of it: the likeliest ids (0: all), those asked for, and how much is left."""
+        if not 0 < num_top < len(self.ids):
+            return self
+        if num_top == 1:
+            best = np.array([self.logprobs.argmax()])
+        else:
+            best = np.argpartition(self.logprobs, -num_top)[-num_top:]
+        told = np.union1d(self.ids[best], np.asarray(ids, dtype=np.int64))
+        logprobs = self.of(told)
+        is_all = int((logprobs > -np.inf).sum()) == len(self.ids)
+        rest = 0.0 if is_all else max(LEAST_REST, 1.0 - float(np.exp(logprobs).sum()))
+        return Distribution(told, logprobs, rest)
 
     def merged(self, other: Distribution) -> Distribution:
         """With what was told later of the same distribution."""

@@ -6,17 +6,20 @@ content as `args`; `cuvee up` calls it directly.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
+from cluster import __version__
 from cluster.errors import CuveeError
 from cluster.members.sizing import num_leases
 from cluster.spec import ClusterSpec, MemberSpec, PlacedSpec, RankerSpec
 from deployments.member import MemberDeployment
 from deployments.ranker import MAX_RANKINGS, RankerDeployment
-from deployments.router import DRAIN_S, RouterDeployment
+from deployments.router import DRAIN_S, RouterDeployment, user_config_of
 from deployments.stages import MEMBER_PREFIX, RANKER_PREFIX, ROUTER
 
 ROUTER_CPUS = 0.1  # what placement sets aside; a router takes what it needs
@@ -24,16 +27,26 @@ ROUTER_CPUS = 0.1  # what placement sets aside; a router takes what it needs
 
 def build(args: ClusterSpec) -> serve.Application:
     """One Serve deployment per member, ranker and router, bound together."""
-    members = {name: member_app(name, member) for name, member in args.members.items()}
-    rankers = {name: ranker_app(name, ranker) for name, ranker in args.rankers.items()}
+    return build_beside(args, args)
+
+
+def build_beside(args: ClusterSpec, before: ClusterSpec) -> serve.Application:
+    """The application with the models of another one too: those on their way out."""
+    members = {**before.members, **args.members}
+    rankers = {**before.rankers, **args.rankers}
+    bound = [
+        *(member_app(name, member) for name, member in members.items()),
+        *(ranker_app(name, ranker) for name, ranker in rankers.items()),
+    ]
     router = serve.deployment(
         name=ROUTER,
         num_replicas=args.serving.routers,
         ray_actor_options={"num_cpus": ROUTER_CPUS},
         max_ongoing_requests=args.limits.max_concurrent_generations,
         graceful_shutdown_timeout_s=DRAIN_S + 5,
+        user_config=user_config_of(args),
     )(RouterDeployment)
-    return router.bind(args.to_mapping(), members, rankers)
+    return _versioned(router, args.serving.host, args.serving.port).bind(bound)
 
 
 def member_app(name: str, member: MemberSpec) -> serve.Application:
@@ -49,7 +62,7 @@ def member_app(name: str, member: MemberSpec) -> serve.Application:
         graceful_shutdown_timeout_s=DRAIN_S,
         **_placement(member),
     )(MemberDeployment)
-    return deployment.bind(name, _mapping(member))
+    return _versioned(deployment, _mapping(member)).bind(name, _mapping(member))
 
 
 def ranker_app(name: str, ranker: RankerSpec) -> serve.Application:
@@ -60,7 +73,7 @@ def ranker_app(name: str, ranker: RankerSpec) -> serve.Application:
         graceful_shutdown_timeout_s=DRAIN_S,
         **_placement(ranker),
     )(RankerDeployment)
-    return deployment.bind(_mapping(ranker))
+    return _versioned(deployment, _mapping(ranker)).bind(_mapping(ranker))
 
 
 def _placement(placed: PlacedSpec) -> dict[str, Any]:
@@ -80,4 +93,16 @@ def _placement(placed: PlacedSpec) -> dict[str, Any]:
 
 
 def _mapping(placed: PlacedSpec) -> dict[str, Any]:
-    return placed.model_dump(mode="json", by_alias=True, exclude_none=True)
+    """What its replicas need to know: how many there are is Serve's to change, in place."""
+    is_others = {"replicas", "autoscaling"}
+    return placed.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=is_others)
+
+
+def _versioned(deployment: serve.Deployment, *decisive: object) -> serve.Deployment:
+    """Named by what decides its replicas, so that to deploy the same again restarts none of them.
+
+    Without a name Serve gives a random one at each deployment, and restarts everything.
+    """
+    content = json.dumps([__version__, *decisive], sort_keys=True)
+    version = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return deployment.options(_internal=True, version=version)

@@ -1,4 +1,4 @@
-"""`cuvee`, whole: the commands of `cluster.cli` and the two that need Ray, `up` and `demo`."""
+"""`cuvee`, whole: the commands of `cluster.cli` and those that need Ray: `up`, `apply`, `demo`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,23 @@ def up(
 
     with _reporting(as_json=as_json):
         serve_until_stopped(spec, ray_address=address, num_gpus=num_gpus, as_json=as_json)
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="The blend file, changed.")],
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="RAY", help="The Ray cluster. Default: the one on this machine."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change the blends of a running cluster; replicas and replies under way go on."""
+    spec = _load(file, as_json=as_json)
+    from deployments.apply import show_applied
+
+    with _reporting(as_json=as_json):
+        show_applied(spec, ray_address=ray_address, as_json=as_json)
 
 
 @app.command()

@@ -63,6 +63,7 @@ class LocalCluster:
         self.spec = spec
         self.port = 0
         self.log_folder = ""
+        self.ray_address = ""  # where others reach Ray
         self._ray_address = ray_address
         self._num_gpus = num_gpus
         self._watch = watch
@@ -144,16 +145,9 @@ class LocalCluster:
         self._note_processes()
 
     def _start_ray(self) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        import ray
-        from ray import serve
-
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self._ray_address:
-            options["address"] = self._ray_address
-        else:
-            options |= {
+        options: dict[str, Any] = {"address": self._ray_address}
+        if not self._ray_address:
+            options = {
                 "address": "local",
                 "_node_ip_address": "127.0.0.1",
                 "include_dashboard": False,
@@ -161,16 +155,13 @@ class LocalCluster:
                 "num_gpus": self._num_gpus,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
-        try:
-            with sigterm_kept():
-                context: Any = ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            words = f"Ray cannot be started: {error}"
-            if self._ray_address:  # Ray looks for its token by itself only with `auto`
-                words = f"{error}; if that cluster wants a token, set RAY_AUTH_MODE=token as well"
-            raise Unavailable("RAY_UNAVAILABLE", words) from error
+        address_info = connect(options)
+        import ray
+        from ray import serve
+
         self._is_connected = True
-        self.log_folder = os.path.join(context.address_info.get("session_dir") or "", "logs")
+        self.ray_address = address_info.get("gcs_address") or ""
+        self.log_folder = os.path.join(address_info.get("session_dir") or "", "logs")
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         check_gpus(self.spec, resources.get("GPU", 0.0))
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -219,6 +210,24 @@ class LocalCluster:
         rankers = map(ranker_part, self.spec.rankers)
         waiting = dict.fromkeys((*self.spec.members, *rankers, ROUTER), Stage.WAITING)
         self._watch({**waiting, **stages})
+
+
+def connect(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Start Ray or join one that runs, quietly; gives where it is. Raises Unavailable."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    try:
+        with sigterm_kept():
+            context: Any = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        words = f"Ray cannot be started: {error}"
+        if options["address"] != "local":  # Ray looks for its token by itself only with `auto`
+            words = f"{error}; if that cluster wants a token, set RAY_AUTH_MODE=token as well"
+        raise Unavailable("RAY_UNAVAILABLE", words) from error
+    info: Mapping[str, Any] = context.address_info
+    return info
 
 
 def is_serving(address: str, timeout_s: float = 2.0) -> bool:

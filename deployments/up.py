@@ -117,6 +117,7 @@ def _as_mapping(cluster: LocalCluster, start_s: float) -> dict[str, object]:
         "members": list(spec.members),
         "start_s": round(start_s, 3),
         "log_folder": cluster.log_folder,
+        "ray_address": cluster.ray_address,
     }
 
 

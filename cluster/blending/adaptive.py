@@ -1,9 +1,10 @@
 """Weights that follow the transcript: Bayesian model averaging over the members.
 
 λᵢ ∝ priorᵢ · (Π pᵢ(token | all before))^strength over the last `window` tokens that every member
-has read, then lifted so that nobody has less than `floor`. The likelihoods come from passes that
-happen anyway: a member scores what others said while it catches up on it, and what it drew as it
-draws. They are the models' own, before temperature and truncation.
+has read, then lifted so that nobody has less than `floor`. The tokens are the reply's, the prompt's
+(all but the first, which follows nothing), or both as one text. The likelihoods come from passes
+that happen anyway: a member scores the prompt and what others said as it reads them, and what it
+drew as it draws. They are the models' own, before temperature and truncation.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 
@@ -30,22 +32,37 @@ class Adaptation:
     strength: float = 1.0  # 0: not at all; 1: Bayes' rule
     window: int = 0  # tokens; 0: all
     floor: float = 0.0  # of each member's share
+    evidence: Literal["reply", "prompt", "both"] = "reply"  # what is looked at
 
 
 class Evidence:
-    """What each member thinks of the tokens said so far."""
+    """What each member thinks of the prompt's tokens, of those said so far, or of both."""
 
     def __init__(self, prior: Sequence[float], adaptation: Adaptation) -> None:
         self._prior = np.asarray(prior, dtype=np.float64)
         self._adaptation = adaptation
         self._sums: list[list[float]] = [[0.0] for _ in prior]  # by member, over its first n tokens
+        self._num_prompt = 0  # how many of them are the prompt's
+        is_choice = int((self._prior > 0).sum()) > 1
+        self.reads_prompt = is_choice and adaptation.evidence != "reply"
+        self.follows_reply = adaptation.evidence != "prompt"
+
+    def read_prompt(self, logprobs: Sequence[Sequence[float]]) -> None:
+        """What members with a positive prior, in order, think of the prompt; before any note."""
+        for member, known in zip(np.flatnonzero(self._prior > 0), logprobs, strict=True):
+            self._add(int(member), 0, known)
+        self._num_prompt = len(logprobs[0])
 
     def note(self, member: int, position: int, logprobs: Sequence[float]) -> None:
-        """A member's log-probabilities of the tokens from `position` on; told again, they stand."""
+        """A member's log-probabilities of the reply from `position` on; told again, they stand."""
+        if self.follows_reply:
+            self._add(member, self._num_prompt + position, logprobs)
+
+    def _add(self, member: int, begin: int, logprobs: Sequence[float]) -> None:
         sums = self._sums[member]
-        assert position < len(sums), "a gap in what a member read"
+        assert begin < len(sums), "a gap in what a member read"
         bounded = (max(value, _LEAST_LOGPROB) for value in logprobs)
-        sums[position:] = accumulate(bounded, initial=sums[position])
+        sums[begin:] = accumulate(bounded, initial=sums[begin])
 
     @property
     def num_members(self) -> int:
@@ -54,13 +71,13 @@ class Evidence:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens every member that speaks has read."""
+        """How many of the reply's tokens every member that speaks has read, and this follows."""
         read = zip(self._sums, self._prior, strict=True)
-        return min(len(sums) for sums, prior in read if prior > 0) - 1
+        return min(len(sums) for sums, prior in read if prior > 0) - 1 - self._num_prompt
 
     def weights(self) -> list[float]:
         """The members' shares now, summing to 1; a member with prior 0 has none."""
-        adaptation, end = self._adaptation, self.num_tokens
+        adaptation, end = self._adaptation, self._num_prompt + self.num_tokens
         begin = max(0, end - adaptation.window) if adaptation.window else 0
         alive = self._prior > 0
         pairs = zip(self._sums, alive, strict=True)
@@ -86,21 +103,16 @@ class AdaptiveMixture:
 
     @property
     def speakers(self) -> tuple[int, ...]:
-        """Members with a positive prior."""
-        return self.mixture.speakers
+        """Members with a positive prior: what they say or read decides who speaks."""
+        return tuple(i for i, weight in enumerate(self.mixture.weights) if weight > 0)
 
-    def note(self, member: int, position: int, logprobs: Sequence[float]) -> None:
-        """What a member thinks of the tokens from `position` on."""
-        self.evidence.note(member, position, logprobs)
-
-    def weights(self) -> list[float]:
-        """The members' shares now."""
-        return self.evidence.weights()
+    def now(self) -> Mixture:
+        """With the weights of now."""
+        return replace(self.mixture, weights=tuple(self.evidence.weights()))
 
     def next_run(self, position: int, max_tokens: int, *, dropped: bool) -> Run:
         """The run of spans from `position` that one member speaks, by the weights of now."""
-        now = replace(self.mixture, weights=tuple(self.evidence.weights()))
-        return now.next_run(position, max_tokens, dropped=dropped)
+        return self.now().next_run(position, max_tokens, dropped=dropped)
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class AdaptiveMean:
         """The mean of what each member's distribution is warped to, by the weights of now."""
         if not self.warp.is_greedy:
             told = [replace(d, logprobs=warped(d.logprobs, self.warp)) for d in told]
-        return Mean(self.weights(), 0, self.warp).combine(told)
+        return Mean(self.evidence.weights(), 0, self.warp).combine(told)
 
     def learn(self, told: Sequence[Distribution], id: int) -> None:
         """Every member has its view of the token at once."""
@@ -130,7 +142,3 @@ class AdaptiveMean:
         for member, distribution in enumerate(told):
             logprobs = distribution.of(np.array([id]))
             self.evidence.note(member, position, logprobs.tolist())
-
-    def weights(self) -> list[float]:
-        """The members' shares now."""
-        return self.evidence.weights()

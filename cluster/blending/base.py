@@ -69,10 +69,7 @@ class Learner(Protocol):
     """A rule whose weights follow the transcript."""
 
     def learn(self, told: Sequence[Distribution], id: int) -> None:
-        """The id was drawn, or given, where members told this."""
-
-    def weights(self) -> list[float]:
-        """The members' shares now."""
+        """The id was drawn where members told this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +92,3 @@ class Method(Protocol):
 
         `dropped`: the last run ended at a border with its member's next token dropped there.
         """
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """A method that wants to know what its members think of what was said."""
-
-    def weights(self) -> list[float]:
-        """The members' shares now."""
-
-    def note(self, member: int, position: int, logprobs: Sequence[float]) -> None:
-        """A member's log-probabilities of the tokens from `position` on; told again, they stand."""

@@ -9,7 +9,7 @@ combines them first and warps once. At temperature 0 all take the argmax of what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,10 @@ class _Ensemble:
         """Of each member, the ids that only others told."""
         ids = _union(told)
         missing = [distribution.lacks(ids) for distribution in told]
-        return [Ask(1, tuple(lacked.tolist())) if len(lacked) else None for lacked in missing]
+        return [
+            replace(ask, num_top=1, ids=tuple(lacked.tolist())) if len(lacked) else None
+            for ask, lacked in zip(self.first_asks(), missing, strict=True)
+        ]
 
 
 class Mean(_Ensemble):

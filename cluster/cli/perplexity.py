@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.cli.options import DEFAULT_SERVER, JsonOption, ServerOption
+from cluster.cli.plot import FORMATS, Voice, words_of, write_plot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +48,10 @@ class Tally:
         """Lower is better; inf if something was impossible."""
         return -math.fsum(self.nats) / math.log(2) / sum(self.num_bytes)
 
+    def of(self, begin: int, end: int) -> Tally:
+        """The part of some passages."""
+        return Tally(self.nats[begin:end], self.num_bytes[begin:end])
+
 
 def perplexity(
     files: Annotated[list[Path], typer.Argument(help="Text files, read as UTF-8.")],
@@ -57,6 +63,9 @@ def perplexity(
     ] = 200,
     passage: Annotated[int, typer.Option(min=1, help="Characters of a passage.")] = 400,
     limit: Annotated[int, typer.Option(min=1, help="Most passages per file.")] = 50,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it too, as FILE.html or FILE.svg.")
+    ] = None,
     server: ServerOption = DEFAULT_SERVER,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,12 +76,19 @@ def perplexity(
     from cluster.cli.output import print_json
     from cuvee.v1 import blend_pb2
 
-    passages = [p for file in files for p in cut(file, context, passage, limit)]
+    if plot is not None and plot.suffix not in FORMATS:
+        raise typer.BadParameter(
+            f"got {plot}; expected a name that ends in {' or '.join(FORMATS)}", param_hint="--plot"
+        )
+    by_file = [list(cut(file, context, passage, limit)) for file in files]
+    passages = [p for of_file in by_file for p in of_file]
     with calling(server, as_json=as_json) as called:
         listed = called.blends.ListBlends(blend_pb2.ListBlendsRequest(), timeout=10)
         names = blend or [served.name for served in listed.blends]
         tallies = _measure(called, names, passages)
     rows = sorted(tallies.items(), key=lambda item: item[1].bits_per_byte)
+    if plot is not None:
+        write_plot(plot, _panels(files, [len(of_file) for of_file in by_file], rows))
     if as_json:
         print_json(Console(), _as_mapping(files, passages, rows))
     else:
@@ -132,6 +148,22 @@ def _measure(
     return tallies
 
 
+def _panels(
+    files: Sequence[Path],
+    num_passages: Sequence[int],
+    rows: Sequence[tuple[tuple[str, str], Tally]],
+) -> dict[str, dict[Voice, float]]:
+    """Bits per byte of every row, by file, and of all files where there are several."""
+    panels = {}
+    if len(files) > 1:
+        panels["all files"] = {Voice(*key): tally.bits_per_byte for key, tally in rows}
+    borders = pairwise([0, *accumulate(num_passages)])
+    for file, (begin, end) in zip(files, borders, strict=True):
+        parts = ((key, tally.of(begin, end)) for key, tally in rows)
+        panels[str(file)] = {Voice(*key): part.bits_per_byte for key, part in parts}
+    return panels
+
+
 def _add(
     tallies: dict[tuple[str, str], Tally], key: tuple[str, str], nats: float, num_bytes: int
 ) -> None:
@@ -153,8 +185,7 @@ def _print(
     width = max((len(name) for (_, name), _ in rows), default=0)
     for (kind, name), tally in rows:
         bits = tally.bits_per_byte
-        words = f"{bits:.4f}" if math.isfinite(bits) else "∞: it excludes some token"
-        line = Text.assemble((f"{name:<{width}}", "bold"), f"  {kind:<6}  ", words)
+        line = Text.assemble((f"{name:<{width}}", "bold"), f"  {kind:<6}  ", words_of(bits))
         if math.isfinite(bits):
             line.append("  ").append(bar(bits / worst), "cyan")
         print_line(console, line)

@@ -13,11 +13,11 @@ from torch import Tensor
 from cluster.engine.base import Runner
 from cluster.engine.inbox import Inbox
 from cluster.engine.job import Job
-from cluster.engine.passes import Found, run_pass
+from cluster.engine.passes import Found, draw_from, run_pass
 from cluster.engine.pool import PagePool
 from cluster.engine.prefixes import num_common
 from cluster.engine.rank import rank
-from cluster.engine.sampler import NO_TOKEN, sample
+from cluster.engine.sampler import NO_TOKEN
 from cluster.engine.schedule import Plan, Scheduler
 from cluster.engine.types import (
     EngineCounts,
@@ -137,7 +137,7 @@ class Engine:
     def _take_requests(self) -> list[Output]:
         """Begin what was submitted, end what was cancelled, free what was closed."""
         requests = self._inbox.take()
-        outputs = [self._begin(work, ids) for work, ids in requests.works]
+        outputs = [output for work, ids in requests.works for output in self._begin(work, ids)]
         cancelled = [self._jobs[s] for s in requests.cancelled if s in self._jobs]
         outputs += [self._end(job, WorkEnd.CANCELLED) for job in cancelled]
         for sequence in requests.closed:
@@ -147,9 +147,9 @@ class Engine:
                 if not self._runner.shares_rows:
                     self._scheduler.forget(sequence)
                 self._pool.close(sequence)
-        return [output for output in outputs if output is not None]
+        return outputs
 
-    def _begin(self, work: Work, ids: list[int]) -> Output | None:
+    def _begin(self, work: Work, ids: list[int]) -> list[Output]:
         """Bring the sequence's ids up to date and cut its cache to what is still true of it."""
         pool, sequence, tokens = self._pool, work.sequence, list(work.tokens)
         if not pool.holds(sequence):
@@ -161,21 +161,23 @@ class Engine:
         ids[work.start :] = tokens
         self._num_begun += 1
         job = self._jobs[sequence] = Job(sequence, work.want, ids, self._num_begun)
-        if row is not None and not has_news and len(ids) < self._runner.max_context:
+        is_known = row is not None and not (has_news or job.num_scored or job.num_ranked > 1)
+        if is_known and len(ids) < self._runner.max_context:
+            assert row is not None
             match work.want:
                 case Rank(with_state=False):
-                    return self._rank(job, row)
-                case Sample(num_scored=0):
-                    return self._draw(job, row)
+                    return self._rank(job, row[None], is_over=True)
+                case Sample():
+                    return [self._draw(job, row)]
         num_kept = min(num_kept, job.first_logit)
         if num_kept < len(ids):
             num_kept = self._runner.truncate(sequence, num_kept, ids[num_kept])
         pool.truncate(sequence, num_kept)
         if len(ids) + isinstance(work.want, Sample | Rank) > self._runner.max_context:
-            return self._end(job, WorkEnd.CONTEXT_FULL)
+            return [self._end(job, WorkEnd.CONTEXT_FULL)]
         if job.end > pool.num_pages * pool.page_size:
-            return self._end_without_room(job)
-        return self._end(job, WorkEnd.DONE) if job.end == num_kept else None
+            return [self._end_without_room(job)]
+        return [self._end(job, WorkEnd.DONE)] if job.end == num_kept else []
 
     def _commit(self, plan: Plan, found: Found) -> list[Output]:
         """The pass went well: its rows are cached now, and its tokens are the sequences'."""
@@ -184,18 +186,21 @@ class Engine:
         for i, chunk in enumerate(plan.chunks):
             job = self._jobs[chunk.sequence]
             self._pool.commit(chunk.sequence, chunk.ids)
+            is_over = chunk.start + len(chunk.ids) == job.end
             job.num_passes += 1
             job.num_processed += len(chunk.ids)
             self.counts.tokens_processed += len(chunk.ids)
-            job.scored += found.scored.get(i, ())
+            job.next_logit = max(job.next_logit, chunk.start + len(chunk.ids))
+            job.scored += [token.logprob for token in found.scored.get(i, ())]
+            job.targets += found.targets.get(i, ())
             if i in found.failed:
                 outputs.append(self._fail(job, found.failed[i]))
             elif i in found.drawn:
                 outputs.append(self._take(job, found.drawn[i]))
             elif i in found.rows:
-                outputs.append(self._rank(job, found.rows[i], found.states.get(i)))
-            elif chunk.start + len(chunk.ids) == job.end:
-                outputs.append(self._end(job, WorkEnd.DONE, job.scored))
+                outputs += self._rank(job, found.rows[i], found.states.get(i), is_over=is_over)
+            elif is_over:
+                outputs.append(self._end(job, WorkEnd.DONE, job.targets))
         return outputs
 
     def _take(self, job: Job, token: TokenOutput) -> Output:
@@ -207,38 +212,39 @@ class Engine:
             kept, end = job.draw(token, self._runner.max_context)
         except Exception as error:
             return self._fail(job, error)
-        output = job.output(kept, None) if end is None else self._end(job, end, kept)
-        if job.num_drawn == 1:
-            output.scored = [scored.logprob for scored in job.scored]
-        return output
+        return job.output(kept, None) if end is None else self._end(job, end, kept)
 
     def _draw(self, job: Job, row: Tensor) -> Output:
         """Draw from a row that was kept: no pass is needed for it."""
         try:
-            how = job.sample_row()
+            return self._take(job, draw_from(row, job))
         except Exception as error:
             return self._fail(job, error)
-        (token,) = sample(row[None], [how])
-        return self._take(job, token)
 
-    def _rank(self, job: Job, row: Tensor, state: Tensor | None = None) -> Output:
-        """Tell what is asked of the row, and keep it: more may be asked, or a token be drawn."""
+    def _rank(
+        self, job: Job, rows: Tensor, states: Tensor | None = None, *, is_over: bool
+    ) -> list[Output]:
+        """Tell what is asked of the rows, and keep the last: more may be asked, or be drawn."""
         assert isinstance(job.want, Rank)
-        if job.want.with_state and state is None:
+        if job.want.with_state and states is None:
             error = "this model's hidden states cannot be read: it keeps a cache of its own"
-            return self._end(job, WorkEnd.FAILED, error=error)
+            return [self._end(job, WorkEnd.FAILED, error=error)]
         try:
-            allowed = job.allowed()
+            allowed = job.allowed() if is_over else None
         except Exception as error:
-            return self._fail(job, error)
-        (distribution,) = rank(row[None], [job.want], [allowed])
-        if distribution is None:
-            return self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")
-        self._rows[job.sequence] = row
-        output = self._end(job, WorkEnd.DONE)
-        output.distribution = distribution
-        output.state = [] if state is None else state.float().tolist()
-        return output
+            return [self._fail(job, error)]
+        masks = [*[None] * (len(rows) - 1), allowed]  # who asks of several positions has no format
+        outputs = []
+        for place, distribution in enumerate(rank(rows, [job.want] * len(rows), masks)):
+            if distribution is None:
+                return [self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")]
+            outputs.append(job.output([], None))
+            outputs[-1].distribution = distribution
+            outputs[-1].state = [] if states is None else states[place].float().tolist()
+        if is_over:
+            self._rows[job.sequence] = rows[-1].clone()
+            outputs[-1].end = self._end(job, WorkEnd.DONE).end
+        return outputs
 
     def _end(
         self, job: Job, end: WorkEnd, tokens: list[TokenOutput] | None = None, *, error: str = ""

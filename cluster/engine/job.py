@@ -34,7 +34,9 @@ class Job:
     turn: int = 0  # how many rides there had been when it last rode
     waits_since: int | None = None  # the step from which on it found no room
     num_drawn: int = 0
-    scored: list[TokenOutput] = field(default_factory=list)
+    next_logit: int = 0  # the position after the last one whose logits came
+    scored: list[float] = field(default_factory=list)  # for `num_scored`
+    targets: list[TokenOutput] = field(default_factory=list)  # of a Score
     num_passes: int = 0  # these three since the last output
     num_processed: int = 0
     num_cached: int = 0
@@ -47,16 +49,25 @@ class Job:
     @property
     def first_logit(self) -> int:
         """The first position whose logits are wanted, so the cache may not cover it yet."""
-        match self.want:
-            case Sample(num_scored=num_scored):
-                num_left = 0 if self.num_drawn else num_scored - len(self.scored)
-                return len(self.ids) - 1 - num_left
-            case Rank():
-                return len(self.ids) - 1
-            case Score(num_targets=num_targets):
-                return len(self.ids) - 1 - num_targets + len(self.scored)
-            case Prefill():
-                return len(self.ids)
+        if isinstance(self.want, Prefill):
+            return len(self.ids)
+        num_before = max(self.num_scored, self.num_targets, self.num_ranked - 1)
+        return max(self.next_logit, len(self.ids) - 1 - num_before)
+
+    @property
+    def num_scored(self) -> int:
+        """How many of the last ids the model's own law scores; those drawn are not among them."""
+        return 0 if isinstance(self.want, Prefill) or self.num_drawn else self.want.num_scored
+
+    @property
+    def num_targets(self) -> int:
+        """How many of the last ids a Score's law scores."""
+        return self.want.num_targets if isinstance(self.want, Score) else 0
+
+    @property
+    def num_ranked(self) -> int:
+        """After how many of the last ids a Rank tells what may come."""
+        return self.want.num_positions if isinstance(self.want, Rank) else 0
 
     def make_chunk(self, start: int, num_tokens: int, pages: list[int]) -> Chunk:
         end = start + num_tokens
@@ -78,10 +89,11 @@ class Job:
         assert isinstance(self.want, Sample | Rank)
         return None if self.want.allowed is None else self.want.allowed(self.ids)
 
-    def targets(self, chunk: Chunk) -> list[int]:
-        """The ids that this chunk's logits score; of a work that draws, all but the last."""
-        first = chunk.start + len(chunk.ids) - chunk.num_logits + 1
-        return self.ids[first : first + chunk.num_logits]
+    def scored_by(self, chunk: Chunk, num_last: int) -> tuple[int, list[int]]:
+        """Of the last ids, those that the chunk's logits score; before, the first one's row."""
+        end = chunk.start + len(chunk.ids)
+        first = max(end - chunk.num_logits, len(self.ids) - 1 - num_last)
+        return first - (end - chunk.num_logits), self.ids[first + 1 : end + 1]
 
     def output(self, tokens: list[TokenOutput], end: WorkEnd | None, error: str = "") -> Output:
         """Tokens, or the end, with the counts since the last output."""
@@ -90,10 +102,12 @@ class Job:
             tokens,
             end,
             error,
+            scored=self.scored,
             num_passes=self.num_passes,
             num_processed=self.num_processed,
             num_cached=self.num_cached,
         )
+        self.scored = []
         self.num_passes = self.num_processed = self.num_cached = 0
         return output
 
@@ -122,15 +136,18 @@ def check_work(work: Work, num_ids: int, vocab_size: int) -> None:
         raise InvalidRequest("WORK_START", message, field="start")
     _check_ids(work.tokens, vocab_size, "tokens")
     num_after = work.start + len(work.tokens)
+    num_scored = 0 if isinstance(work.want, Prefill) else work.want.num_scored
+    if num_scored and num_scored >= num_after:
+        message = f"{num_scored}: of {num_after} tokens, the first cannot be scored"
+        raise InvalidRequest("WORK_TARGETS", message, field="num_scored")
     match work.want:
         case Sample(banned=banned) | Rank(banned=banned):
-            num_scored = work.want.num_scored if isinstance(work.want, Sample) else 0
-            if num_scored and num_scored >= num_after:
-                message = f"{num_scored}: of {num_after} tokens, the first cannot be scored"
-                raise InvalidRequest("WORK_TARGETS", message, field="num_scored")
             _check_ids(banned, vocab_size, "banned")
             if isinstance(work.want, Rank):
                 _check_ids(work.want.ids, vocab_size, "ids")
+                if not 1 <= work.want.num_positions <= max(1, num_after):
+                    message = f"{work.want.num_positions}: there are 1 to {num_after} positions"
+                    raise InvalidRequest("WORK_POSITIONS", message, field="num_positions")
             if num_after == 0:
                 message = "an empty sequence: there must be a token to go on from"
                 raise InvalidRequest("WORK_TOKENS", message, field="tokens")

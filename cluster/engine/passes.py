@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -15,15 +14,18 @@ from cluster.engine.sampler import SampleRow, sample, score
 from cluster.engine.schedule import Plan
 from cluster.engine.types import Rank, Sample, SamplingParams, Score, TokenOutput
 
+_OWN = SamplingParams()  # the model's own law
+
 
 @dataclass(slots=True)
 class Found:
     """What a pass gave, by the chunk's place in the plan."""
 
     drawn: dict[int, TokenOutput] = field(default_factory=dict)
-    scored: dict[int, list[TokenOutput]] = field(default_factory=dict)  # targets
-    rows: dict[int, Tensor] = field(default_factory=dict)  # logits [V] of chunks that rank
-    states: dict[int, Tensor] = field(default_factory=dict)  # what those were made from, if wanted
+    scored: dict[int, list[TokenOutput]] = field(default_factory=dict)  # by the model's own law
+    targets: dict[int, list[TokenOutput]] = field(default_factory=dict)  # by a Score's
+    rows: dict[int, Tensor] = field(default_factory=dict)  # logits [n, V] of chunks that rank
+    states: dict[int, Tensor] = field(default_factory=dict)  # [n, d] behind those, if wanted
     failed: dict[int, Exception] = field(default_factory=dict)  # what making a row's mask raised
 
 
@@ -49,20 +51,14 @@ def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int) -
         is_all = len(how) == logits.shape[0]
         rows = logits if is_all else torch.cat([parts[i][-1:] for i in how])
         found.drawn = dict(zip(how, sample(rows, list(how.values())), strict=True))
-    targets = {i: jobs[i].targets(plan.chunks[i]) for i in asked}
-    scoring = [i for i in asked if targets[i] and not isinstance(jobs[i].want, Rank)]
-    if scoring:
-        params = [_law_of_scores(jobs[i]) for i in scoring for _ in targets[i]]
-        rows = torch.cat([parts[i][: len(targets[i])] for i in scoring])
-        scored = iter(score(rows, list(chain.from_iterable(targets[i] for i in scoring)), params))
-        for i in scoring:
-            found.scored[i] = [next(scored) for _ in targets[i]]
-    ranking = [i for i in asked if isinstance(jobs[i].want, Rank)]
-    found.rows = {i: parts[i][-1].clone() for i in ranking}
-    if runner.states is not None:
-        ends = list(accumulate(chunk.num_logits for chunk in plan.chunks))
-        wanted = [i for i in ranking if _wants_state(jobs[i])]
-        found.states = {i: runner.states[ends[i] - 1].clone() for i in wanted}
+    _score({i: parts[i] for i in asked}, plan, jobs, found)
+    for i in asked:
+        num_after = len(jobs[i].ids) - plan.chunks[i].start - len(plan.chunks[i].ids)
+        if (num_rows := jobs[i].num_ranked - num_after) > 0:
+            found.rows[i] = parts[i][-num_rows:].clone()
+            if _wants_state(jobs[i]) and runner.states is not None:
+                end = sum(chunk.num_logits for chunk in plan.chunks[: i + 1])
+                found.states[i] = runner.states[end - num_rows : end].clone()
     return found
 
 
@@ -81,6 +77,31 @@ def _sample_rows(jobs: dict[int, Job], found: Found) -> dict[int, SampleRow]:
     return rows
 
 
-def _law_of_scores(job: Job) -> SamplingParams:
-    """Under what law targets are scored; on the way to a draw, the model's own."""
-    return job.want.params if isinstance(job.want, Score) else SamplingParams()
+@torch.inference_mode()
+def draw_from(row: Tensor, job: Job) -> TokenOutput:
+    """The next token of a job whose logits [V] an earlier pass gave."""
+    return sample(row[None], [job.sample_row()])[0]
+
+
+def _score(parts: Mapping[int, Tensor], plan: Plan, jobs: Sequence[Job], found: Found) -> None:
+    """What is scored: the last ids under the model's own law, a Score's targets under its own."""
+    rows: list[Tensor] = []
+    targets: list[int] = []
+    laws: list[SamplingParams] = []
+    into: list[list[TokenOutput]] = []
+    for i, part in parts.items():
+        want, chunk = jobs[i].want, plan.chunks[i]
+        law = want.params if isinstance(want, Score) else _OWN
+        for num_last, law_of_part, of_chunk in (
+            (jobs[i].num_scored, _OWN, found.scored),
+            (jobs[i].num_targets, law, found.targets),
+        ):
+            first, ids = jobs[i].scored_by(chunk, num_last) if num_last else (0, [])
+            if ids:
+                rows.append(part[first : first + len(ids)])
+                targets += ids
+                laws += [law_of_part] * len(ids)
+                into += [of_chunk.setdefault(i, [])] * len(ids)
+    if rows:
+        for token, tokens in zip(score(torch.cat(rows), targets, laws), into, strict=True):
+            tokens.append(token)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from cluster.distribution import LEAST_REST, Distribution
+from cluster.distribution import Distribution
 from cluster.engine.sampler import log_warp, mask
 from cluster.engine.types import Rank, SamplingParams
 
@@ -27,18 +26,8 @@ def rank(
 
 
 def _told(row: Tensor, want: Rank) -> Distribution | None:
-    possible = row > -torch.inf
-    num_possible = int(possible.sum())
-    if num_possible == 0 or bool(row.isnan().any()):
+    logprobs = row.numpy()
+    ids = np.flatnonzero(logprobs > -np.inf)  # where NaN is not
+    if len(ids) == 0 or np.isnan(logprobs).any():
         return None
-    if 0 < want.num_top < num_possible:
-        best = row.topk(want.num_top).indices.numpy()
-    elif num_possible == len(row):
-        return Distribution(np.arange(len(row)), row.numpy())
-    else:
-        best = possible.nonzero()[:, 0].numpy()
-    ids = np.union1d(best, np.asarray(want.ids, dtype=np.int64))
-    logprobs = row.numpy()[ids]
-    is_all = int((logprobs > -np.inf).sum()) == num_possible
-    rest = 0.0 if is_all else max(LEAST_REST, 1.0 - float(np.exp(logprobs).sum()))
-    return Distribution(ids, logprobs, rest)
+    return Distribution(ids, logprobs[ids]).part(want.num_top, want.ids)

@@ -58,7 +58,8 @@ class Sample:
     """Draw tokens one after another until `judge` stops the run.
 
     The token drawn as the i-th of this run (from 0) uses the random bits of
-    (seed, purpose, first_position + i); the first one uses `first_purpose`.
+    (seed, purpose, first_position + i); the first one uses `first_purpose`. After a `Rank` without
+    news in between, the first one takes no pass.
     """
 
     params: SamplingParams
@@ -70,7 +71,7 @@ class Sample:
     banned_before: int = 0  # ... while the position is below this
     allowed: Allowed | None = None  # only these may be drawn
     num_top: int = 0  # how many top candidates to report per token
-    num_scored: int = 0  # score this many of the work's last tokens on the way, as `Score` does
+    num_scored: int = 0  # report the model's own log-probabilities of this many last tokens
     doubt: Doubt | None = None
 
 
@@ -80,6 +81,7 @@ class Score:
 
     num_targets: int
     params: SamplingParams = SamplingParams()
+    num_scored: int = 0  # as in `Sample`
 
 
 @dataclass(slots=True)
@@ -92,6 +94,10 @@ class Rank:
     banned: tuple[int, ...] = ()  # ids that have no part in it
     with_state: bool = False  # tell the hidden state, too, that the distribution is made from
     allowed: Allowed | None = None  # only these have
+    num_scored: int = 0  # as in `Sample`
+    num_positions: int = (
+        1  # tell of the token after each of this many last ones, in one output each
+    )
 
 
 @dataclass(slots=True)
@@ -141,7 +147,7 @@ class Output:
     end: WorkEnd | None = None
     error: str = ""  # for FAILED
     cause: CuveeError | None = None  # for FAILED: what the work's own judge or mask raised
-    scored: Sequence[float] = ()  # the log-probabilities that a Sample's `num_scored` asks for
+    scored: Sequence[float] = ()  # the log-probabilities that `num_scored` asks for
     distribution: Distribution | None = None  # for Rank
     state: Sequence[float] = ()  # for Rank, where asked for
     num_passes: int = 0  # forward passes this sequence took part in since its last output

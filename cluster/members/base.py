@@ -68,6 +68,7 @@ class SequenceStart:
     prefill: bool = True  # process the prompt at once, before a step asks for it
     max_prompt_tokens: int = NEVER_ENDS
     format: OutputFormat | None = None  # what the whole reply has to match
+    score_prompt: bool = False  # report the log-probabilities of all its tokens but the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class ScoreText:
     """Measure a continuation of what stands."""
 
     text: str
+    score_news: bool = False  # report the model's own log-probabilities beside the sampling's
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Rank:
     ids: Sequence[int] = ()  # tell these too
     is_warped: bool = False  # under the sequence's sampling; else the model's own
     with_state: bool = False  # tell the hidden state that it is made from, too
+    num_positions: int = 1  # tell of the last given tokens too, in one event each; none is banned
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,7 @@ class Opened:
     """The sequence is open."""
 
     prompt_tokens: int
+    prompt_digest: int = 0  # equal for equal tokens; of a prompt that is scored
 
 
 @dataclass(slots=True)
@@ -175,7 +179,7 @@ class StepEvent:
     num_processed: int = 0
     num_cached: int = 0
     distribution: Distribution | None = None  # the answer to a Rank
-    news_logprobs: Sequence[float] = ()  # the answer to score_news
+    news_logprobs: Sequence[float] = ()  # the answer to score_prompt, then to score_news
     state: Sequence[float] = ()  # the answer to a Rank with_state
 
 

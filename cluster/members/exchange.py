@@ -142,7 +142,7 @@ class Exchange:
                 self.counts.messages_received += 1
                 self.counts.bytes_received += response.ByteSize()
             for opened in response.opened:
-                self._emit(opened.sequence, Opened(opened.prompt_tokens))
+                self._emit(opened.sequence, Opened(opened.prompt_tokens, opened.prompt_digest))
             for event in response.events:
                 self._emit(event.sequence, wire.step_event_from_proto(event))
             for failed in response.failed:

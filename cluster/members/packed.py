@@ -40,6 +40,11 @@ def distribution_to_proto(distribution: Distribution | None) -> pb.Distribution 
     )
 
 
+def num_bytes(distribution: Distribution) -> int:
+    """How long its message is, at most, but for a few bytes."""
+    return len(distribution.ids) * (_IDS.itemsize + _LOGPROBS.itemsize)
+
+
 def distribution_from_proto(event: pb.StepEvent) -> Distribution | None:
     """The distribution that a step's news has, if it has one."""
     if not event.HasField("distribution"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 from cluster.errors import InternalError
@@ -9,6 +10,12 @@ from cluster.members.base import Form, Step
 from cluster.text.member import MemberText
 
 _TAIL_BYTES = 320  # enough for the characters a border can depend on
+
+
+def digest_of(ids: Iterable[int]) -> int:
+    """64 bits, equal for equal ids."""
+    data = b"".join(token.to_bytes(4, "little") for token in ids)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
 
 
 class Reply:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from cluster.members.base import (
@@ -48,6 +48,7 @@ class Seat:
 
     def __init__(self, lease: Lease) -> None:
         self.usage = SeatUsage()
+        self.prompt_digest = 0  # of a prompt that is scored
         self.known = 0  # how much of the reply the replica has: tokens, or bytes for Form.TEXT
         self._lease = lease
         self._news: asyncio.Queue[Event] = asyncio.Queue()
@@ -64,6 +65,13 @@ class Seat:
         while not isinstance(event := await self._next(), Opened):
             pass
         self.usage.prompt_tokens = event.prompt_tokens
+        self.prompt_digest = event.prompt_digest
+
+    async def prompt_logprobs(self) -> Sequence[float]:
+        """Of a prompt that is scored at once: all its tokens' but the first; once, at first."""
+        event = await self._next()
+        assert isinstance(event, StepEvent), "a sequence opens once"
+        return event.news_logprobs
 
     async def run(self, step: Step) -> AsyncGenerator[StepEvent, None]:
         """Carry out a step; yields its events as they come, the last one with an end.
@@ -79,7 +87,7 @@ class Seat:
                 event = await self._next()
                 assert isinstance(event, StepEvent), "a sequence opens once"
                 is_over = event.end is not None
-                if event.tokens or is_over:
+                if event.tokens or event.distribution or is_over:
                     yield event
         finally:
             if not is_over:

@@ -37,7 +37,7 @@ from cluster.members.base import (
     TopCandidate,
 )
 from cluster.members.judge import RunJudge
-from cluster.members.reply import Reply
+from cluster.members.reply import Reply, digest_of
 from cluster.randomness import Purpose
 from cluster.text.borders import Border
 from cluster.text.grammar import Guide
@@ -145,11 +145,14 @@ class ReplicaSequence:
             if self._start.format is not None:
                 self._guide = await asyncio.to_thread(self._text.guide, self._start.format)
             self._prompt_ids, self._is_ready = ids, True
-            self._tell(Opened(len(ids)))
+            is_scored = self._start.score_prompt
+            self._tell(Opened(len(ids), digest_of(ids) if is_scored else 0))
             if self._step is not None:
                 self._take_held_step()
             elif self._start.prefill:
-                self._engine.submit(Work(self.id, 0, ids, Prefill()))
+                # Ranked, the prompt costs the first draw after it no pass of its own.
+                scored = engine.Rank(None, num_top=1, num_scored=len(ids) - 1)
+                self._engine.submit(Work(self.id, 0, ids, scored if is_scored else Prefill()))
                 self._prefilling = self._submitted = True
 
     def _render(self, prompt: Prompt) -> list[int]:
@@ -190,7 +193,8 @@ class ReplicaSequence:
         keep, ids = self._reply.apply(step), self._reply.ids
         want: Sample | Score | engine.Rank
         if isinstance(step.want, Draw):
-            want = self._sample(step.want, step)
+            want = self._sample(step.want)
+            want.num_scored = len(step.token_ids) if step.want.score_news else 0
         elif isinstance(step.want, Rank):
             want = self._rank(step.want)
         else:
@@ -198,12 +202,15 @@ class ReplicaSequence:
             self._check_room(targets)
             self._reply.add(targets)
             want = Score(len(targets), self._start.sampling)
+            want.num_scored = len(targets) if step.want.score_news else 0
         if self._submitted:
             return Work(self.id, len(self._prompt_ids) + keep, ids[keep:], want)
         self._submitted = True
+        if self._start.score_prompt:
+            want.num_scored = len(self._prompt_ids) - 1 + len(ids)
         return Work(self.id, 0, self._prompt_ids + ids, want)
 
-    def _sample(self, draw: Draw, step: Step) -> Sample:
+    def _sample(self, draw: Draw) -> Sample:
         text, doubt = self._text, draw.doubt
         judge = RunJudge(
             draw,
@@ -223,14 +230,16 @@ class ReplicaSequence:
             banned_before=self._start.end_allowed_from,
             allowed=self._allowed(),
             num_top=self._start.num_top,
-            num_scored=len(step.token_ids) if draw.score_news else 0,
             doubt=None
             if doubt is None
             else engine.Doubt(doubt.measure, doubt.threshold, judge.hands_over),
         )
 
     def _rank(self, rank: Rank) -> engine.Rank:
+        first = rank.position - rank.num_positions + 1
         is_early = rank.position < self._start.end_allowed_from
+        if rank.num_positions > 1 and first < self._start.end_allowed_from:
+            raise InternalError("RANK_BANNED", "of several positions, all may end the turn")
         return engine.Rank(
             params=self._start.sampling if rank.is_warped else None,
             num_top=rank.num_top,
@@ -238,6 +247,7 @@ class ReplicaSequence:
             banned=self._text.end_ids if is_early else (),
             with_state=rank.with_state,
             allowed=self._allowed(),
+            num_positions=rank.num_positions,
         )
 
     def _allowed(self) -> Allowed | None:
@@ -278,6 +288,7 @@ class ReplicaSequence:
         )
         if self._prefilling:
             self._prefilling = output.end is None
+            event.distribution = None  # nobody asked for it
             self._tell(event)
             if not self._prefilling:
                 self._take_held_step()

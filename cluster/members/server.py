@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import grpc
 
 from cluster.errors import CuveeError
 from cluster.members import packed, wire
-from cluster.members.base import Event, Failed
+from cluster.members.base import Event, Failed, StepEvent
 from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
 from cluster.members.replica import Replica
 from cluster.members.sequence import ReplicaSequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # at run time the class takes no arguments
 LEASE_ID_KEY = "cuvee-lease-id"
 LEASE_SECRET_KEY = "cuvee-lease-secret-bin"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+FULL_BYTES = 4 * 1024 * 1024  # of distributions; then a message waits for no more
 SILENCE_LIMIT_S = 10.0  # a peer that says nothing for so long, not even a ping, is dead
 
 
@@ -107,6 +109,8 @@ class _Stream:
         self._server = server
         self._sequences: dict[int, ReplicaSequence] = {}
         self._waiting = pb.ExchangeResponse()
+        self._num_waiting_bytes = 0  # of distributions: all else is small
+        self._full: deque[pb.ExchangeResponse] = deque()  # messages to write before that
         self._is_waiting = asyncio.Event()
         self._is_read_out = False
 
@@ -123,12 +127,18 @@ class _Stream:
             self._is_waiting.set()
 
     async def next_response(self) -> pb.ExchangeResponse | None:
-        """All news since the last call, once there is some; None when the router is gone."""
+        """What is new, once something is, a message at a time; None when the router is gone."""
         await self._is_waiting.wait()
-        self._is_waiting.clear()
         if self._is_read_out:
             return None
+        if self._full:
+            return self._full.popleft()
+        self._is_waiting.clear()
+        return self._taken()
+
+    def _taken(self) -> pb.ExchangeResponse:
         response, self._waiting = self._waiting, pb.ExchangeResponse()
+        self._num_waiting_bytes = 0
         return response
 
     def close(self) -> None:
@@ -183,4 +193,8 @@ class _Stream:
 
     def _emit(self, number: int, event: Event) -> None:
         wire.add_event(self._waiting, number, event)
+        if isinstance(event, StepEvent) and event.distribution is not None:
+            self._num_waiting_bytes += packed.num_bytes(event.distribution)
+            if self._num_waiting_bytes >= FULL_BYTES:
+                self._full.append(self._taken())
         self._is_waiting.set()

@@ -133,6 +133,7 @@ def start_to_proto(
         num_top_candidates=start.num_top,
         prefill=start.prefill,
         max_prompt_tokens=start.max_prompt_tokens,
+        score_prompt=start.score_prompt,
     )
     if start.prompt.messages is not None:
         message.chat.CopyFrom(chat_to_proto(start.prompt.messages))
@@ -165,6 +166,7 @@ def start_from_proto(message: pb.OpenSequence) -> SequenceStart:
         prefill=message.prefill,
         max_prompt_tokens=message.max_prompt_tokens,
         format=format_from_proto(message.format) if message.HasField("format") else None,
+        score_prompt=message.score_prompt,
     )
 
 
@@ -173,12 +175,13 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
     message = pb.Step(sequence=sequence, base=step.base, text=step.text, token_ids=step.token_ids)
     want = step.want
     if isinstance(want, ScoreText):
-        message.score.text = want.text
+        message.score.text, message.score.score_news = want.text, want.score_news
         return message
     if isinstance(want, Rank):
         message.rank.position, message.rank.num_top = want.position, want.num_top
         message.rank.ids = packed.ids_to_bytes(want.ids)
         message.rank.is_warped, message.rank.with_state = want.is_warped, want.with_state
+        message.rank.num_positions = want.num_positions
         return message
     message.draw.position = want.position
     message.draw.max_tokens = want.max_tokens
@@ -206,11 +209,13 @@ def step_from_proto(message: pb.Step) -> Step:
     want: Draw | ScoreText | Rank
     kind = message.WhichOneof("want")
     if kind == "score":
-        want = ScoreText(message.score.text)
+        want = ScoreText(message.score.text, message.score.score_news)
     elif kind == "rank":
         rank = message.rank
         ids = packed.ids_from_bytes(rank.ids).tolist()
-        want = Rank(rank.position, rank.num_top, ids, rank.is_warped, rank.with_state)
+        want = Rank(
+            rank.position, rank.num_top, ids, rank.is_warped, rank.with_state, rank.num_positions
+        )
     else:
         draw = message.draw
         border = _BORDERS_BACK.get(draw.border)
@@ -255,7 +260,11 @@ def add_event(response: pb.ExchangeResponse, sequence: int, event: Event) -> Non
         )
     elif isinstance(event, Opened):
         response.opened.append(
-            pb.SequenceOpened(sequence=sequence, prompt_tokens=event.prompt_tokens)
+            pb.SequenceOpened(
+                sequence=sequence,
+                prompt_tokens=event.prompt_tokens,
+                prompt_digest=event.prompt_digest,
+            )
         )
     else:
         response.failed.append(_error_to_proto(event.error, sequence))

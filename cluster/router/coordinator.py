@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-from cluster.blending.base import Learner, Listener, Run, Together
+from cluster.blending.adaptive import AdaptiveMixture
+from cluster.blending.base import Learner, Run, Together
 from cluster.blending.routing import Cascade, Routed
 from cluster.errors import ReplicaLost
 from cluster.members.base import Doubt, Draw, Form, Member, Rank, RunEnd, Step, StepEvent
@@ -85,7 +86,7 @@ class Generation:
         """Let it read what its reader makes of all that was said."""
         position = self._transcript.position
         rank = Rank(position, num_top=1, with_state=True)
-        answer = await told(gate.reader, rank, self._seats, self._transcript)
+        *_, answer = await told(gate.reader, rank, self._seats, self._transcript)
         if answer.end is RunEnd.CONTEXT_FULL:
             self._finish = FinishReason.CONTEXT_FULL
             return
@@ -131,15 +132,15 @@ class Generation:
                 await self._seats.lose(run.member, error)
 
     def _listen(self, member: int, known: int, event: StepEvent) -> None:
-        """Tell a method that listens what the speaker thinks of what others said, and it itself."""
-        method = self._plan.method
-        if not isinstance(method, Listener):
+        """Note what the speaker thinks of what others said, and it itself."""
+        evidence = self._plan.evidence
+        if evidence is None:
             return
         if event.news_logprobs:
-            method.note(member, known, event.news_logprobs)
+            evidence.note(member, known, event.news_logprobs)
         if event.tokens:
             logprobs = [token.logprob for token in event.tokens]
-            method.note(member, self._transcript.position, logprobs)
+            evidence.note(member, self._transcript.position, logprobs)
 
     def _is_done(self, run: Run) -> bool:
         """Whether a replica lost after the run's last token left nothing more to draw."""
@@ -149,6 +150,7 @@ class Generation:
     def _step(self, run: Run, begin: int, seat: Seat) -> Step:
         """What the run still needs, as news to what the seat knows."""
         transcript, position = self._transcript, self._transcript.position
+        evidence = self._plan.evidence
         num_done = position - run.position
         max_tokens = max(1, run.max_tokens - num_done)
         draw = Draw(
@@ -160,7 +162,7 @@ class Generation:
             retake=run.retake and num_done == 0,
             whole_characters=self._plan.form is Form.TEXT
             and position + max_tokens < self._plan.max_tokens,
-            score_news=isinstance(self._plan.method, Listener),
+            score_news=evidence is not None and evidence.follows_reply,
             doubt=self._doubt(run, num_done),
         )
         if self._plan.form is Form.TOKEN_IDS:
@@ -185,7 +187,12 @@ class Generation:
         self._finish = _FINISHES.get(end)
 
     async def _sit_down(self) -> None:
-        method = self._plan.method
+        method, evidence = self._plan.method, self._plan.evidence
+        if evidence is not None and evidence.reads_prompt:
+            evidence.read_prompt(await self._seats.read_prompt(method.speakers))
+            if isinstance(method, AdaptiveMixture) and not evidence.follows_reply:
+                await self._seats.leave(keep=method.now().speakers)  # no other is needed again
+            return
         if isinstance(method, Together):
             first = method.speakers
         elif isinstance(method, Routed):
@@ -217,14 +224,13 @@ class Generation:
 
     def _weights(self) -> dict[str, float]:
         """The members' weights now, where they follow the transcript."""
-        method, names = self._plan.method, self._plan.members
+        method, names, evidence = self._plan.method, self._plan.members, self._plan.evidence
         if self._plan.decided:
             return dict(self._plan.decided)
         if isinstance(method, Routed):
             return dict(zip(names, method.weights(), strict=True))
-        if isinstance(method, Listener):
-            return dict(zip(names, method.weights(), strict=True))
-        if isinstance(method, Together) and isinstance(method.rule, Learner):
-            speakers = (names[index] for index in method.speakers)
-            return dict(zip(speakers, method.rule.weights(), strict=True))
-        return {}
+        if evidence is None:
+            return {}
+        if isinstance(method, Together):
+            names = tuple(names[index] for index in method.speakers)
+        return dict(zip(names, evidence.weights(), strict=True))

@@ -2,67 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from pathlib import Path
 
-from cluster.blending.base import Learner, Together
 from cluster.engine.types import SamplingParams
-from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable
-from cluster.gates.file import GateFile, GateInputs, load_gate
+from cluster.errors import Overloaded
 from cluster.members.base import (
     Form,
     Member,
-    MemberInfo,
     Prompt,
-    ScoreText,
     SequenceStart,
-    Step,
-    StepToken,
-    Tokens,
 )
 from cluster.rankers.base import Ranker
 from cluster.router.coordinator import Generation
-from cluster.router.gating import PromptGates
+from cluster.router.measuring import measure
 from cluster.router.on_each import on_each
 from cluster.router.plan import (
-    Plan,
     ServedBlend,
     blend_weights,
     check_prompt_renders,
-    form_of,
     make_plan,
     overridden,
-    sampling_params,
-    scoring_plan,
 )
 from cluster.router.proposals import Panel, proposer_weights
 from cluster.router.ranking import Ranking
 from cluster.router.replies import choose, fuse
 from cluster.router.requests import (
     GenerationRequest,
-    MemberScore,
     Score,
     ScoreRequest,
     Update,
     check_prompt,
 )
-from cluster.router.scoring import blend_logprob, has_closed_form, mixture_logprobs
-from cluster.router.seats import Seats
-from cluster.router.together import combined_next
-from cluster.router.transcript import Transcript
+from cluster.router.served import Served
 from cluster.spec import (
-    BlendSpec,
     ChooseSpec,
     ClusterSpec,
     FrozenMapping,
     FuseSpec,
-    LearnedGate,
     RouteSpec,
-    SamplingSpec,
 )
 
 logger = logging.getLogger(__name__)
@@ -80,66 +60,47 @@ class Router:
         members: Mapping[str, Member],
         rankers: Mapping[str, Ranker] = FrozenMapping({}),
     ) -> None:
-        self.spec = spec
         self.num_active = 0  # generations under way
-        self._members = members
-        self._rankers = rankers
-        self._gates = PromptGates(rankers)
-        self._gate_files: dict[str, GateFile] = {}  # by blend
-        self._ready_rankers: set[str] = set()
-        self._infos: dict[str, MemberInfo] = {}
-        self._tokens: dict[str, Tokens] = {}  # of members that draw together with others
+        self._served = Served(spec, members, rankers)
+
+    @property
+    def spec(self) -> ClusterSpec:
+        """What is served now."""
+        return self._served.spec
 
     async def learn_members(self) -> None:
         """Ask every member once what it is, retrying for ever those that are not there yet."""
-        await asyncio.gather(
-            *(self._learn(name) for name in self.spec.members),
-            *(self._await_ranker(name) for name in self.spec.rankers),
-        )
+        await self._served.learn()
+
+    async def reconfigure(
+        self,
+        spec: ClusterSpec,
+        members: Mapping[str, Member],
+        rankers: Mapping[str, Ranker] = FrozenMapping({}),
+    ) -> None:
+        """Serve another spec from the moment on that all its models are known.
+
+        Until then the old one is served. Replies under way keep their plan and their members.
+        """
+        served = Served(spec, members, rankers)
+        served.take_over(self._served)
+        await served.learn()
+        self._served.is_over = True
+        self._served = served
 
     @property
     def ready_blends(self) -> list[str]:
         """Blends that are served: their members are known, and may be blended."""
-        return [name for name in self.spec.blends if self._is_ready(name)]
+        return self._served.ready_blends
 
     @property
     def knows_all_members(self) -> bool:
         """Whether every blend is decided: served, or refused for good."""
-        spec = self.spec
-        return len(self._infos) == len(spec.members) and self._ready_rankers >= set(spec.rankers)
+        return self._served.knows_all
 
     def blend(self, name: str) -> ServedBlend:
         """A served blend; the empty name means the default one."""
-        name = name or self.spec.default_blend
-        spec = self.spec.blends.get(name)
-        if spec is None:
-            known = ", ".join(self.spec.blends)
-            raise NotFound(
-                "UNKNOWN_BLEND", f"got {name!r}; expected one of: {known}", field="blend"
-            )
-        missing = [member for member in spec.members if member not in self._infos]
-        rankers = self.spec.rankers_of(name).values()
-        missing += [ranker for ranker in rankers if ranker not in self._ready_rankers]
-        if missing:
-            raise Unavailable(
-                "MEMBER_UNAVAILABLE", f"blend {name!r} waits for its models: {', '.join(missing)}"
-            )
-        infos = {member: self._infos[member] for member in spec.members}
-        spec.check_vocabularies(name, {member: info.vocabulary for member, info in infos.items()})
-        tokens = {member: self._tokens[member] for member in infos if member in self._tokens}
-        revision, gate = self.spec.revision_of(name), self._gate_file(name, spec)
-        if gate is not None:
-            revision = f"{revision}-{gate.digest}"
-        return ServedBlend(name, spec, revision, infos, tokens, gate)
-
-    def _gate_file(self, name: str, spec: BlendSpec) -> GateFile | None:
-        """The gate that a blend has learned, read once."""
-        if not (isinstance(spec, RouteSpec) and isinstance(spec.gate, LearnedGate)):
-            return None
-        if name not in self._gate_files:
-            inputs = GateInputs.of(self.spec, spec)
-            self._gate_files[name] = load_gate(Path(spec.gate.file), inputs)
-        return self._gate_files[name]
+        return self._served.blend(name)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Update, None]:
         """Write one reply; the last update has the outcome."""
@@ -158,79 +119,25 @@ class Router:
         is_pinned = request.overrides.member is not None
         if not is_pinned and isinstance(spec, ChooseSpec | FuseSpec):
             seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
-            panel = Panel(request, blend, spec, seed, limits, self._members)
+            panel = Panel(request, blend, spec, seed, limits, self._served.members)
             weights = proposer_weights(spec, request.overrides)
-            ranking = Ranking(weights, self._members, self._rankers, self.spec)
+            ranking = Ranking(weights, self._served.members, self._served.rankers, self.spec)
             if isinstance(spec, ChooseSpec):
                 return choose(panel, ranking, spec, request.prompt, list(weights))
             return fuse(panel, ranking, spec, request.prompt, seed)
         if not is_pinned and isinstance(spec, RouteSpec) and spec.decides_once:
             prior = blend_weights(spec, request.overrides)
-            decided = await self._gates.weights(blend, spec, prior, request.prompt)
+            decided = await self._served.gates.weights(blend, spec, prior, request.prompt)
             plan = make_plan(request, blend, limits, fresh_seed, decided)
         else:
             plan = make_plan(request, blend, limits, fresh_seed)
-        return Generation(plan, self._members, limits.lease_timeout_s).updates()
+        return Generation(plan, self._served.members, limits.lease_timeout_s).updates()
 
     async def score(self, request: ScoreRequest) -> Score:
         """Measure a continuation under every member that takes part, and under the blend."""
         blend = self.blend(request.blend)
-        spec = overridden(blend, request.overrides)
-        weights = {n: w for n, w in blend_weights(spec, request.overrides).items() if w > 0}
-        infos = [blend.infos[name] for name in weights]
-        check_prompt_renders(request.prompt, infos)
-        sampling = sampling_params(request.sampling, SamplingSpec())
-        start = SequenceStart(
-            prompt=request.prompt,
-            form=Form.TOKEN_IDS,
-            sampling=sampling,
-            seed=0,
-            prefill=False,
-            max_prompt_tokens=self.spec.limits.max_prompt_tokens,
-        )
-        want = Step(0, ScoreText(request.continuation))
         with self._admitted():
-            found = await self._on_each(weights, start, want)
-            members = tuple(
-                MemberScore(name, weight, tuple(found[name][1])) for name, weight in weights.items()
-            )
-            form = form_of(infos)
-            span = request.overrides.span or spec.span_for(one_vocabulary=form is Form.TOKEN_IDS)
-            mixture: tuple[float, ...] = ()
-            if len(members) > 1 and spec.draws_together and not has_closed_form(spec):
-                plan = scoring_plan(request, blend, spec, sampling)
-                mixture = await self._score_together(plan, members[0].tokens)
-            elif (
-                has_closed_form(spec) and form_of(infos) is Form.TOKEN_IDS and span in ("token", 1)
-            ):
-                mixture = mixture_logprobs(members, spec)
-        return Score(
-            blend=blend.name,
-            revision=blend.revision,
-            members=members,
-            mixture=mixture,
-            logprob=blend_logprob(members, spec, span, mixture),
-            num_bytes=len(request.continuation.encode()),
-        )
-
-    async def _score_together(self, plan: Plan, tokens: Sequence[StepToken]) -> tuple[float, ...]:
-        """Each token's log-probability where all members make the distribution, token by token."""
-        assert isinstance(plan.method, Together)
-        seats = Seats(plan, self._members, self.spec.limits.lease_timeout_s)
-        transcript = Transcript(plan.members, plan.form, ())
-        found = []
-        try:
-            await seats.sit_down(plan.method.speakers, first=plan.method.speakers)
-            for token in tokens:
-                combined = await combined_next(plan.method, seats, transcript, (token.id,))
-                assert combined is not None, "members took the whole text before"
-                found.append(combined.logprob_of(token.id))
-                if isinstance(plan.method.rule, Learner):
-                    plan.method.rule.learn(combined.told, token.id)
-                transcript.commit(0, [token])
-        finally:
-            await seats.leave()
-        return tuple(found)
+            return await measure(request, blend, self._served.members, self.spec.limits)
 
     async def count_tokens(self, blend_name: str, prompt: Prompt) -> dict[str, tuple[int, int]]:
         """By member: the prompt's tokens, and the most that member can hold."""
@@ -245,14 +152,12 @@ class Router:
             prefill=False,
         )
         with self._admitted():
-            found = await self._on_each(blend.infos, start, None)
-        return {name: (found[name][0], info.max_context) for name, info in blend.infos.items()}
-
-    async def _on_each(
-        self, names: Iterable[str], start: SequenceStart, want: Step | None
-    ) -> dict[str, tuple[int, list[StepToken]]]:
-        members = {name: self._members[name] for name in names}
-        return await on_each(members, start, want, self.spec.limits.lease_timeout_s)
+            members = {name: self._served.members[name] for name in blend.infos}
+            found = await on_each(members, start, None, self.spec.limits.lease_timeout_s)
+        return {
+            name: (found[name].num_prompt_tokens, info.max_context)
+            for name, info in blend.infos.items()
+        }
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -268,39 +173,3 @@ class Router:
             yield
         finally:
             self.num_active -= 1
-
-    def _is_ready(self, name: str) -> bool:
-        try:
-            self.blend(name)
-        except CuveeError:
-            return False
-        return True
-
-    async def _learn(self, name: str) -> None:
-        drawing_together = {
-            member
-            for blend in self.spec.blends.values()
-            if blend.draws_together
-            for member in blend.members
-        }
-        while name not in self._infos:
-            try:
-                lease = await self._members[name].lease(self.spec.limits.lease_timeout_s)
-                try:
-                    if name in drawing_together:
-                        self._tokens[name] = await lease.transport.tokens()
-                    self._infos[name] = lease.info
-                finally:
-                    await lease.release()
-            except CuveeError as error:
-                logger.warning("member %s is not there yet: %s", name, error.message)
-                await asyncio.sleep(_MEMBER_RETRY_S)
-
-    async def _await_ranker(self, name: str) -> None:
-        while name not in self._ready_rankers:
-            try:
-                await self._rankers[name].ready()
-                self._ready_rankers.add(name)
-            except CuveeError as error:
-                logger.warning("ranker %s is not there yet: %s", name, error.message)
-                await asyncio.sleep(_MEMBER_RETRY_S)

@@ -131,6 +131,7 @@ class Edge:
         self.router = router
         self.port = 0
         self._health = health.aio.HealthServicer()
+        self._told_of: set[str] = set()  # blends, those that are gone among them
         self._server = grpc.aio.server(
             interceptors=(ErrorInterceptor(),),
             options=[
@@ -181,7 +182,8 @@ class Edge:
     async def _set_health(self) -> None:
         """Per blend by its name; overall once every blend is decided."""
         ready = self.router.ready_blends
-        for name in self.router.spec.blends:
+        self._told_of |= self.router.spec.blends.keys()
+        for name in self._told_of:
             await self._health.set(name, _SERVING if name in ready else _NOT_SERVING)
         is_whole = self.router.knows_all_members
         await self._health.set("", _SERVING if is_whole else _NOT_SERVING)

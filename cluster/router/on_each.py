@@ -5,15 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
-from cluster.members.base import Member, SequenceStart, Step, StepToken
+from cluster.members.base import Member, MemberInfo, SequenceStart, Step, StepToken
 from cluster.members.seat import Seat
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one member told of a prompt, and of the step after it."""
+
+    info: MemberInfo
+    num_prompt_tokens: int
+    prompt_digest: int
+    tokens: list[StepToken] = field(default_factory=list)
+    news_logprobs: list[float] = field(default_factory=list)
 
 
 async def on_each(
     members: Mapping[str, Member], start: SequenceStart, want: Step | None, lease_timeout_s: float
-) -> dict[str, tuple[int, list[StepToken]]]:
-    """By member: how many tokens the prompt has, and the step's tokens.
+) -> dict[str, Answer]:
+    """By member: what it answered.
 
     Members are leased by name, the one fixed order, so that two requests never wait for each other.
     """
@@ -27,13 +39,12 @@ async def on_each(
         await asyncio.gather(*(seat.close() for seat in seats.values()))
 
 
-async def _open_and_run(
-    seat: Seat, start: SequenceStart, want: Step | None
-) -> tuple[int, list[StepToken]]:
+async def _open_and_run(seat: Seat, start: SequenceStart, want: Step | None) -> Answer:
     await seat.open(start)
-    tokens: list[StepToken] = []
+    answer = Answer(seat.info, seat.usage.prompt_tokens, seat.prompt_digest)
     if want is not None:
         async with aclosing(seat.run(want)) as events:
             async for event in events:
-                tokens.extend(event.tokens)
-    return seat.usage.prompt_tokens, tokens
+                answer.tokens += event.tokens
+                answer.news_logprobs += event.news_logprobs
+    return answer

@@ -14,7 +14,7 @@ from cluster.blending.mixture import Mixture
 from cluster.blending.routing import Cascade, Routed
 from cluster.blending.warping import Warp
 from cluster.engine.types import SamplingParams
-from cluster.errors import InvalidRequest, Unsupported
+from cluster.errors import InvalidRequest, Unavailable, Unsupported
 from cluster.gates.file import GateFile
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
 from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest
@@ -80,7 +80,15 @@ class Plan:
     decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
     format: OutputFormat | None = None  # what the whole reply has to match
 
-    def start(self, info: MemberInfo, *, prefill: bool) -> SequenceStart:
+    @property
+    def evidence(self) -> Evidence | None:
+        """What its weights follow, if they follow something."""
+        rule = self.method.rule if isinstance(self.method, Together) else self.method
+        return rule.evidence if isinstance(rule, AdaptiveMixture | AdaptiveMean) else None
+
+    def start(
+        self, info: MemberInfo, *, prefill: bool, score_prompt: bool = False
+    ) -> SequenceStart:
         """How a member's sequence begins."""
         return SequenceStart(
             prompt=self.prompt,
@@ -92,6 +100,7 @@ class Plan:
             prefill=prefill,
             max_prompt_tokens=min(self.max_prompt_tokens, info.max_context - 1),
             format=self.format,
+            score_prompt=score_prompt,
         )
 
 
@@ -210,9 +219,12 @@ def make_method(
     mixture = Mixture(tuple(weights.values()), span, seed)
     match spec:
         case MixtureSpec():
-            if spec.adapt is None or len(mixture.speakers) == 1:
+            if spec.adapt is None:
                 return mixture
-            return AdaptiveMixture(mixture, _evidence(list(weights.values()), spec.adapt))
+            evidence = evidence_for(mixture.weights, spec.adapt)
+            if evidence.reads_prompt or len(mixture.speakers) > 1:
+                return AdaptiveMixture(mixture, evidence)
+            return mixture
         case _ if overrides.member is not None:
             return Mixture(tuple(weights.values()), "response", seed)
         case EnsembleSpec():
@@ -220,7 +232,7 @@ def make_method(
             make = Mean if spec.rule == "mean" else Product
             shares = [weights[names[i]] for i in speakers]
             if spec.adapt is not None:
-                return Together(speakers, AdaptiveMean(_evidence(shares, spec.adapt), warp))
+                return Together(speakers, AdaptiveMean(evidence_for(shares, spec.adapt), warp))
             return Together(speakers, make(shares, 0 if spec.exact else spec.candidates, warp))
         case ProxySpec():
             base, expert, anti = (_index_of(spec, r) for r in ("base", "expert", "anti"))
@@ -263,8 +275,9 @@ def choice_of(spec: RouteSpec, prior: Mapping[str, float]) -> Choice:
     return Choice([prior[name] for name in spec.members], spec.top, costs, spec.price)
 
 
-def _evidence(prior: Sequence[float], adapt: AdaptSpec) -> Evidence:
-    return Evidence(prior, Adaptation(adapt.strength, adapt.window, adapt.floor))
+def evidence_for(prior: Sequence[float], adapt: AdaptSpec) -> Evidence:
+    """What weights that adapt so follow, before anything is known."""
+    return Evidence(prior, Adaptation(**adapt.model_dump()))
 
 
 def _index_of(spec: BlendSpec, role: str) -> int:
@@ -322,6 +335,30 @@ def _check_format_holds(method: Method | Together, infos: list[MemberInfo]) -> N
             "got a format for a mean with adapt; expected a mixture with adapt, or a mean without: "
             "its weights follow the models' own likelihoods, which a format masks",
             field="format",
+        )
+
+
+def check_prompt_is_shared(digests: Mapping[str, int], prompt: Prompt) -> None:
+    """Refuse to weigh members by a prompt that is not the same tokens for all of them.
+
+    Likelihoods compare members only as far as they are of one text. Of two chat templates, one is
+    merely longer or more usual than the other, which says nothing about what the user wrote.
+    """
+    if len(set(digests.values())) > 1:
+        raise Unsupported(
+            "PROMPTS_DIFFER",
+            f"members {', '.join(digests)} read different tokens where this prompt is, so their "
+            "likelihoods of it do not compare; expected members that render prompts alike, or a "
+            "blend with adapt.evidence: reply",
+            field="prompt" if prompt.messages is None else "chat",
+        )
+
+
+def check_same_member(known: MemberInfo, leased: MemberInfo) -> None:
+    """Refuse a replica whose token ids mean something else than those of the plan."""
+    if leased.vocabulary != known.vocabulary:
+        raise Unavailable(
+            "MEMBER_CHANGED", f"member {known.member!r} has become {leased.model}; try again"
         )
 
 

@@ -84,7 +84,7 @@ class Ranking:
             if not text:
                 return [0.0] * len(members)
             found = await on_each(members, start, Step(0, ScoreText(text)), timeout_s)
-            return [sum(token.logprob for token in found[name][1]) for name in members]
+            return [sum(token.logprob for token in found[name].tokens) for name in members]
 
         found = await asyncio.gather(*map(logprobs, texts))
         num_bytes = [len(text.encode()) for text in texts]

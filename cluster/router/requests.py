@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -277,6 +277,7 @@ class MemberScore:
     member: str
     weight: float
     tokens: tuple[StepToken, ...]
+    own_logprobs: Sequence[float] = ()  # of the tokens, before all warping; where weights adapt
 
     @property
     def logprob(self) -> float:

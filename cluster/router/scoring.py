@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from cluster.blending.adaptive import Adaptation, Evidence
+from cluster.blending.adaptive import Evidence
 from cluster.blending.base import Span
+from cluster.router.plan import evidence_for
 from cluster.router.requests import MemberScore
 from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec
 
@@ -16,23 +18,27 @@ def has_closed_form(spec: BlendSpec) -> bool:
     return is_mean or isinstance(spec, MixtureSpec)
 
 
-def mixture_logprobs(members: tuple[MemberScore, ...], spec: BlendSpec) -> tuple[float, ...]:
+def evidence_of(spec: BlendSpec, weights: Sequence[float]) -> Evidence | None:
+    """What the blend's weights follow, if they follow something."""
+    adapt = spec.adapt if isinstance(spec, MixtureSpec | EnsembleSpec) else None
+    return None if adapt is None else evidence_for(weights, adapt)
+
+
+def mixture_logprobs(
+    members: tuple[MemberScore, ...], evidence: Evidence | None
+) -> tuple[float, ...]:
     """log Σ λᵢ pᵢ per token, for members with the same tokens.
 
     Where weights adapt, those of each token follow all tokens before it.
     """
-    weights = [member.weight for member in members]
-    evidence = None
-    if isinstance(spec, MixtureSpec | EnsembleSpec) and spec.adapt is not None:
-        adapt = spec.adapt
-        evidence = Evidence(weights, Adaptation(adapt.strength, adapt.window, adapt.floor))
+    weights: Sequence[float] = [member.weight for member in members]
     found = []
     for position in range(len(members[0].tokens)):
         logprobs = [member.tokens[position].logprob for member in members]
         if evidence is not None:
             weights = evidence.weights()
-            for index, logprob in enumerate(logprobs):
-                evidence.note(index, position, [logprob])
+            for index, member in enumerate(members):
+                evidence.note(index, position, [member.own_logprobs[position]])
         found.append(
             _log_sum_exp([math.log(w) + p for w, p in zip(weights, logprobs, strict=True) if w])
         )
@@ -40,7 +46,11 @@ def mixture_logprobs(members: tuple[MemberScore, ...], spec: BlendSpec) -> tuple
 
 
 def blend_logprob(
-    members: tuple[MemberScore, ...], spec: BlendSpec, span: Span, mixture: tuple[float, ...]
+    members: tuple[MemberScore, ...],
+    spec: BlendSpec,
+    span: Span,
+    mixture: tuple[float, ...],
+    weights: Sequence[float],
 ) -> float | None:
     """The blend's log-likelihood where its law over a text has a closed form.
 
@@ -49,7 +59,8 @@ def blend_logprob(
     if len(members) == 1:
         return members[0].logprob
     if isinstance(spec, MixtureSpec) and span == "response":
-        return _log_sum_exp([math.log(m.weight) + m.logprob for m in members])
+        parts = zip(members, weights, strict=True)
+        return _log_sum_exp([math.log(weight) + m.logprob for m, weight in parts if weight])
     return math.fsum(mixture) if mixture else None
 
 

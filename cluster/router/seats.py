@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from cluster.errors import ReplicaLost, Unavailable
 from cluster.members.base import Member
 from cluster.members.seat import Seat
-from cluster.router.plan import Plan
+from cluster.router.plan import Plan, check_prompt_is_shared, check_same_member
 from cluster.router.requests import MemberUsage
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3  # a prompt that kills every replica it meets is not carried further
+
+T = TypeVar("T")
 
 
 class Seats:
@@ -24,6 +27,7 @@ class Seats:
         self._lease_timeout_s = lease_timeout_s
         self._seats: dict[int, Seat] = {}
         self._losses: dict[int, int] = {}  # in a row
+        self._unread: set[int] = set()  # who is still to tell of the prompt
 
     async def sit_down(self, speakers: Collection[int], first: Collection[int]) -> None:
         """Lease every member that may speak, in one fixed order, then open them all at once.
@@ -43,6 +47,29 @@ class Seats:
                 await self._give_back(index)
             elif isinstance(error, BaseException):
                 raise error
+
+    async def read_prompt(self, speakers: Collection[int]) -> list[Sequence[float]]:
+        """Sit down; gives what each speaker thinks of the prompt, found as it processes it.
+
+        Who is lost before it has told is replaced by another that reads the prompt anew.
+        """
+        self._unread = set(speakers)
+        await self.sit_down(speakers, first=())
+        read = dict(zip(speakers, await all_of(map(self._read, speakers)), strict=True))
+        names = {self._plan.members[index]: digest for index, (digest, _) in read.items()}
+        check_prompt_is_shared(names, self._plan.prompt)
+        return [logprobs for _, logprobs in read.values()]
+
+    async def _read(self, index: int) -> tuple[int, Sequence[float]]:
+        while True:
+            try:
+                seat = await self.take(index)
+                logprobs = await seat.prompt_logprobs()
+            except ReplicaLost as error:
+                await self.lose(index, error)
+            else:
+                self._unread.discard(index)
+                return seat.prompt_digest, logprobs
 
     async def take(self, index: int) -> Seat:
         """The member's seat; a fresh one if the last was lost."""
@@ -66,20 +93,35 @@ class Seats:
                 f"request; the last: {error.message}",
             ) from error
 
-    async def leave(self) -> None:
-        """Give everything back; never fails."""
-        await asyncio.gather(*(self._give_back(index) for index in tuple(self._seats)))
+    async def leave(self, keep: Collection[int] = ()) -> None:
+        """Give everything back, or all but some; never fails."""
+        leaving = [index for index in self._seats if index not in keep]
+        await asyncio.gather(*(self._give_back(index) for index in leaving))
 
     async def _lease(self, index: int) -> None:
-        member = self._members[self._plan.members[index]]
-        self._seats[index] = Seat(await member.lease(self._lease_timeout_s))
+        name = self._plan.members[index]
+        seat = Seat(await self._members[name].lease(self._lease_timeout_s))
+        self._seats[index] = seat
         self.usage[index].leases += 1
+        check_same_member(self._plan.blend.infos[name], seat.info)
 
     async def _open(self, index: int, *, prefill: bool) -> None:
-        seat = self._seats[index]
-        await seat.open(self._plan.start(seat.info, prefill=prefill))
+        seat, is_read = self._seats[index], index in self._unread
+        prefill = prefill or is_read
+        await seat.open(self._plan.start(seat.info, prefill=prefill, score_prompt=is_read))
 
     async def _give_back(self, index: int) -> None:
         if seat := self._seats.pop(index, None):
             await seat.close()
             self.usage[index].seat += seat.usage
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; when one fails, the others are cancelled before its error goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

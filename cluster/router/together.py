@@ -2,54 +2,97 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 
-from cluster.blending.base import Ask, Combined, Together
+from cluster.blending.base import Ask, Combined, Rule, Together
 from cluster.blending.warping import draw
 from cluster.distribution import Distribution
 from cluster.errors import ReplicaLost
 from cluster.members.base import Rank, StepEvent, StepToken, TopCandidate
 from cluster.randomness import Purpose, key
 from cluster.router.plan import Plan
-from cluster.router.seats import Seats
+from cluster.router.seats import Seats, all_of
 from cluster.router.transcript import Transcript
 
-T = TypeVar("T")
+MAX_TOLD_BYTES = 4 * 1024 * 1024  # of one step's answer
 
 
-async def combined_next(
-    method: Together, seats: Seats, transcript: Transcript, ids: tuple[int, ...] = ()
-) -> Combined | None:
+async def combined_next(method: Together, seats: Seats, transcript: Transcript) -> Combined | None:
     """What all members together make of the next token; None when one's context is full.
 
-    All are asked at the same time; `ids` are told of, however unlikely. Whoever is asked again of
-    the same token, because others told of ids that it did not, answers without a forward pass.
+    All are asked at the same time. Whoever is asked again of the same token, because others told of
+    ids that it did not, answers without a forward pass.
     """
-    asks: Sequence[Ask | None] = [replace(ask, ids=ids) for ask in method.rule.first_asks()]
+    asks: Sequence[Ask | None] = method.rule.first_asks()
     told: list[Distribution] = []
     while any(asks):
-        news = await _all_of(
-            [
-                _tell(i, ask, seats, transcript)
-                for i, ask in zip(method.speakers, asks, strict=True)
-                if ask
-            ]
-        )
-        if any(distribution is None for distribution in news):
+        ranks = [
+            (i, Rank(transcript.position, ask.num_top, ask.ids, ask.is_warped))
+            for i, ask in zip(method.speakers, asks, strict=True)
+            if ask
+        ]
+        news = await all_of(_tell(i, rank, seats, transcript) for i, rank in ranks)
+        if not all(news):
             return None
-        fresh = iter(distribution for distribution in news if distribution is not None)
-        if not told:
-            told = list(fresh)
-        else:
-            told = [d.merged(next(fresh)) if ask else d for d, ask in zip(told, asks, strict=True)]
+        told = _merged(told, asks, [only for (only,) in news])
         asks = method.rule.more_asks(told)
     return replace(method.rule.combine(told), told=tuple(told))
+
+
+async def logprobs_along(
+    plan: Plan, seats: Seats, transcript: Transcript, tokens: Sequence[StepToken]
+) -> list[float]:
+    """Log-probabilities of given tokens, each after those before it, under all members together.
+
+    The tokens are known, so a member tells of many positions in one step, and tells everything: the
+    rule asks of that what it asks of members. How long a step is, its answer's size decides.
+    """
+    assert isinstance(plan.method, Together)
+    rule, speakers = plan.method.rule, plan.method.speakers
+    num_at_once = max(1, MAX_TOLD_BYTES // (4 * len(plan.tokens.bytes)))
+    found = []
+    for begin in range(0, len(tokens), num_at_once):
+        targets = tokens[begin : begin + num_at_once]
+        end = begin + len(targets)
+        transcript.commit(0, list(tokens[max(0, begin - 1) : end - 1]))
+        works = [
+            _tell(
+                i,
+                Rank(end - 1, is_warped=ask.is_warped, num_positions=len(targets)),
+                seats,
+                transcript,
+            )
+            for i, ask in zip(speakers, rule.first_asks(), strict=True)
+        ]
+        told = zip(*await all_of(works), strict=True)
+        for target, whole in zip(targets, told, strict=True):
+            found.append(_combined(rule, whole, target.id).logprob_of(target.id))
+    return found
+
+
+def _combined(rule: Rule, whole: Sequence[Distribution], id: int) -> Combined:
+    """What a rule makes of members that would tell all this, if it asked, and tell of one id."""
+    asks: Sequence[Ask | None] = [replace(ask, ids=(id,)) for ask in rule.first_asks()]
+    told: list[Distribution] = []
+    while any(asks):
+        news = [d.part(a.num_top, a.ids) for d, a in zip(whole, asks, strict=True) if a]
+        told = _merged(told, asks, news)
+        asks = rule.more_asks(told)
+    return rule.combine(told)
+
+
+def _merged(
+    told: list[Distribution], asks: Sequence[Ask | None], news: list[Distribution]
+) -> list[Distribution]:
+    """What is known with what those asked have told."""
+    if not told:
+        return news
+    fresh = iter(news)
+    return [d.merged(next(fresh)) if ask else d for d, ask in zip(told, asks, strict=True)]
 
 
 def drawn_token(combined: Combined, plan: Plan, position: int) -> tuple[StepToken, int]:
@@ -65,33 +108,21 @@ def drawn_token(combined: Combined, plan: Plan, position: int) -> tuple[StepToke
     return StepToken(id, spelled[id], float(combined.logprobs[at]), top), at
 
 
-async def _tell(index: int, ask: Ask, seats: Seats, transcript: Transcript) -> Distribution | None:
-    """One member's answer; None when its context is full."""
-    rank = Rank(transcript.position, ask.num_top, ask.ids, ask.is_warped)
-    return (await told(index, rank, seats, transcript)).distribution
+async def _tell(index: int, rank: Rank, seats: Seats, transcript: Transcript) -> list[Distribution]:
+    """One member's answer; empty when its context is full."""
+    events = await told(index, rank, seats, transcript)
+    return [event.distribution for event in events if event.distribution is not None]
 
 
-async def told(index: int, rank: Rank, seats: Seats, transcript: Transcript) -> StepEvent:
+async def told(index: int, rank: Rank, seats: Seats, transcript: Transcript) -> list[StepEvent]:
     """One member's answer, from as many replicas as it takes."""
     while True:
         try:
             seat = await seats.take(index)
             async with aclosing(seat.run(transcript.step(seat.known, rank))) as events:
-                async for event in events:
-                    answer = event
+                answer = [event async for event in events]
             seat.known = transcript.length
             seats.progress(index)
             return answer
         except ReplicaLost as error:
             await seats.lose(index, error)
-
-
-async def _all_of(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; when one fails, the others are cancelled before its error goes on."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

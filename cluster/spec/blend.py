@@ -133,6 +133,10 @@ class BlendBase(Frozen):
 class AdaptSpec(Frozen):
     """Weights that follow the transcript; `cluster.blending.adaptive` has the rule."""
 
+    evidence: Literal["reply", "prompt", "both"] = Field(
+        default="reply", description="what the weights follow: reply, prompt or both"
+    )
+
     strength: float = Field(
         default=1.0, ge=0, allow_inf_nan=False, description="a number of at least 0 (1: Bayes)"
     )
@@ -175,8 +179,12 @@ class MixtureSpec(BlendBase):
     @field_validator("adapt")
     @classmethod
     def _can_adapt(cls, adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:
-        if adapt is not None and info.data.get("span") == "response":
-            raise refuse("expected a span shorter than response: only who speaks again can adapt")
+        is_one_span = info.data.get("span") == "response"
+        if adapt is not None and is_one_span and adapt.evidence != "prompt":
+            raise refuse(
+                "expected a span shorter than response, since only who speaks again can adapt to "
+                "the reply; or evidence: prompt"
+            )
         return check_floor(adapt, info)
 
     @property

@@ -69,7 +69,7 @@ def test_runs_are_planned_with_the_weights_of_now() -> None:
     method = AdaptiveMixture(Mixture((1.0, 1.0), "token", seed=3), evidence)
     fixed = Mixture((1.0, 1.0), "token", seed=3)
     assert method.next_run(0, 50, dropped=False) == fixed.next_run(0, 50, dropped=False)
-    method.note(0, 0, [-20.0])
-    method.note(1, 0, [-1.0])
+    evidence.note(0, 0, [-20.0])
+    evidence.note(1, 0, [-1.0])
     assert method.next_run(1, 50, dropped=False).member == 1
     assert method.next_run(1, 50, dropped=False).max_tokens == 50

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from cuvee.v1 import blend_pb2, blend_pb2_grpc, generation_pb2_grpc
+from cuvee.v1 import generation_pb2 as pb
 from deployments.processes import descendants
 
 pytestmark = pytest.mark.cluster
@@ -26,6 +29,8 @@ members:
 blends:
   both: {method: mixture, members: {austen: 1, kjv: 1}}
 """
+BIERCE = "  bierce: {model: embedded:tiny-bierce, kv_memory: 16MiB, resources: {num_cpus: 0.1}}"
+NEW = "{method: mixture, members: {austen: 1, bierce: 1}}"
 CUVEE = (sys.executable, "-c", "from deployments.cli import main; main()")
 
 
@@ -79,6 +84,69 @@ def test_a_signal_to_every_process_at_once_ends_up_all_the_same(tmp_path: Path) 
             os.kill(each.pid, signal.SIGTERM)
         assert process.wait(timeout=40) == 0
     assert not any(child.is_alive for child in started)
+
+
+def apply(file: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    command = [*CUVEE, "apply", str(file), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
+def replica_pids() -> dict[str, int]:
+    """By deployment: the processes of replicas; their titles are Serve's."""
+    found = {}
+    for process in descendants():
+        title = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+        if title.startswith("ray::ServeReplica:cuvee:"):
+            found[title.removeprefix("ray::ServeReplica:cuvee:")] = process.pid
+    return found
+
+
+def test_weights_change_while_replies_and_replicas_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "blend.yaml"
+    file.write_text(SPEC)
+    stopping = {"max_tokens": 900, "ignore_eos": True}
+    wanted = pb.StreamGenerateRequest(prompt="It is", sampling={"seed": 7}, stopping=stopping)
+    with up(file) as (process, ready), grpc.insecure_channel(ready["address"]) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        blends = blend_pb2_grpc.BlendServiceStub(channel)
+        undisturbed = "".join(piece.text_delta for piece in stub.StreamGenerate(wanted))
+        before, pids = blends.GetBlend(blend_pb2.GetBlendRequest()).blend, replica_pids()
+        assert set(pids) == {"router", "member-austen", "member-kjv"}
+        ray_address = ("--ray-address", ready["ray_address"])
+        assert apply(file, *ray_address)[1]["blends"] == [
+            {"blend": "both", "old": before.revision, "new": before.revision}
+        ]
+        stream = stub.StreamGenerate(wanted)
+        pieces = [next(stream).text_delta]
+        file.write_text(SPEC.replace("kjv: 1}", "kjv: 3}"))
+        code, answer = apply(file, *ray_address)
+        after = blends.GetBlend(blend_pb2.GetBlendRequest()).blend
+        pieces += [piece.text_delta for piece in stream]
+        assert code == 0
+        assert answer["blends"] == [
+            {"blend": "both", "old": before.revision, "new": after.revision}
+        ]
+        assert after.revision != before.revision
+        assert [member.weight for member in after.members] == [0.25, 0.75]
+        assert "".join(pieces) == undisturbed
+        assert replica_pids() == pids
+
+        file.write_text(SPEC.replace("\nblends:", f"\n{BIERCE}\nblends:\n  new: {NEW}"))
+        _, answer = apply(file, *ray_address)
+        assert [change["blend"] for change in answer["blends"]] == ["new", "both"]
+        assert answer["blends"][0]["old"] == ""
+        new = generate(ready["address"], "--blend", "new", "--max-tokens", "24")
+        assert {token["member"] for token in new["tokens"]} == {"austen", "bierce"}
+        assert pids.items() <= replica_pids().items()
+
+        file.write_text(SPEC.replace("\nblends:", "\nserving: {port: 1}\nblends:"))
+        code, answer = apply(file, *ray_address)
+        assert (code, answer["reason"], answer["field"]) == (1, "NEEDS_RESTART", "serving.port")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    code, answer = apply(file, *ray_address)
+    assert (code, answer["reason"]) == (1, "RAY_UNAVAILABLE")
 
 
 def test_a_member_that_cannot_load_ends_up_with_its_reason(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 import cluster.models
 from cluster.cli.main import app
+from cluster.cli.paint import PALETTE
 from cluster.cli.perplexity import cut
 from cluster.models.resolve import resolve
 from tests.rig import running
@@ -34,6 +37,7 @@ blends:
   contrast: {{method: contrast, members: {{austen: expert, kjv: amateur}}}}
   words: {{method: mixture, members: {{austen: 0.5, bytes: 0.5}}}}
 """
+SVG = "{http://www.w3.org/2000/svg}"
 SIZES = ("--context", "60", "--passage", "120", "--limit", "3")
 
 
@@ -83,6 +87,64 @@ async def test_people_get_a_sorted_picture() -> None:
     assert "contrast" in lines[3]
     assert "∞: it excludes some token" in lines[3]
     assert lines[-1].startswith("bits per byte over 3 passages")
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".html"])
+async def test_a_picture_holds_every_number_and_nothing_from_elsewhere(
+    tmp_path: Path, suffix: str
+) -> None:
+    other = tmp_path / "a <b> & 'c'.txt"
+    other.write_text(HELD_OUT.with_name("kjv.txt").read_text()[:2000])
+    picture = tmp_path / f"bits{suffix}"
+    blends = ("--blend", "tokens", "--blend", "contrast")
+    result = await measured(
+        str(HELD_OUT), str(other), *SIZES, *blends, "--json", "--plot", str(picture)
+    )
+    assert result.exit_code == 0, result.output
+    text = picture.read_text()
+    root = ElementTree.fromstring(text.removeprefix("<!doctype html>"))
+    svg = root if suffix == ".svg" else root.find(f".//{SVG}svg")
+    assert svg is not None
+    panels = {}
+    for group in svg.findall(f"{SVG}g"):
+        name, *labels = ("".join(node.itertext()) for node in group.findall(f"{SVG}text"))
+        panels[name] = dict(zip(labels[::2], labels[1::2], strict=True))
+        bars = group.findall(f"{SVG}rect")
+        lengths = [float(bar.get("width", "")) for bar in bars]
+        finite = [float(words) for words in labels[1::2] if "∞" not in words]
+        ratios = [length / bits for length, bits in zip(lengths, finite, strict=True)]
+        assert ratios == pytest.approx([ratios[0]] * len(finite), rel=1e-2)
+        assert {bar.get("fill") for bar in bars} <= set(PALETTE)
+    assert list(panels) == ["all files", str(HELD_OUT), str(other)]
+    rows = json.loads(result.stdout)["bits_per_byte"]
+    assert panels["all files"] == {
+        f"{r['name']} {r['kind']}": words(r["bits_per_byte"]) for r in rows
+    }
+    for at, panel in enumerate(list(panels)[1:]):
+        for row in rows:
+            part = row["by_passage"][3 * at : 3 * at + 3]
+            shown = panels[panel][f"{row['name']} {row['kind']}"]
+            if None in part:
+                assert shown.startswith("∞")
+            else:  # passages are about as long as each other in bytes
+                assert float(shown) == pytest.approx(sum(part) / 3, rel=0.02)
+    assert "prefers-color-scheme: dark" in text
+    elsewhere = ("<script", "<image", "<link", "href", "src=", "url(", "@import")
+    assert not any(word in text for word in elsewhere)
+    addresses = re.findall(r"https?://[^\"]*", text)
+    assert set(addresses) == {"http://www.w3.org/2000/svg"}
+
+
+def words(bits: float | None) -> str:
+    return "∞: it excludes some token" if bits is None else f"{bits:.4f}"
+
+
+def test_a_picture_of_another_kind_is_refused() -> None:
+    result = CliRunner().invoke(
+        app, ["eval", "perplexity", str(HELD_OUT), "--plot", "bits.png"], env={"COLUMNS": "120"}
+    )
+    assert result.exit_code == 2
+    assert "bits.png; expected a name that ends in .html or .svg" in result.stderr
 
 
 def test_a_text_without_room_for_a_passage_is_refused(tmp_path: Path) -> None:

@@ -393,6 +393,8 @@ THREE = MINIMAL[: MINIMAL.index("blends")].replace("b: {", "c: {model: embedded:
         ("{method: ensemble, candidates: 0, members: {a: 1}}", "blends.m.candidates: got 0"),
         ("{method: ensemble, adapt: {}, members: {a: 1}}", "expected rule: mean and exact: true"),
         ("{method: mixture, span: response, adapt: {}, members: {a: 1}}", "shorter than response"),
+        ("{method: mixture, span: response, adapt: {evidence: both}, members: {a: 1}}", "shorter"),
+        ("{method: mixture, adapt: {evidence: past}, members: {a: 1}}", "reply, prompt or both"),
         ("{method: mixture, adapt: {floor: 0.6}, members: {a: 1, b: 1}}", "a floor of at most 1/2"),
         ("{method: mixture, adapt: {widow: 3}, members: {a: 1}}", "did you mean window?"),
         ("{method: proxy, members: {a: base, b: expert}}", "each of base, expert, anti once"),

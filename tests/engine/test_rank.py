@@ -11,7 +11,16 @@ from transformers import PreTrainedModel
 
 from cluster.engine.engine import Engine
 from cluster.engine.sampler import warp
-from cluster.engine.types import Output, Rank, SamplingParams, Work, WorkEnd
+from cluster.engine.types import (
+    Output,
+    Rank,
+    Sample,
+    SamplingParams,
+    Score,
+    Verdict,
+    Work,
+    WorkEnd,
+)
 from cluster.errors import InvalidRequest
 
 from .factories import VOCAB_SIZE, make_engine, save_model
@@ -30,7 +39,9 @@ def engine(model: tuple[PreTrainedModel, Path]) -> Engine:
     return make_engine(model[1])
 
 
-def ask(engine: Engine, sequence: int, start: int, tokens: list[int], want: Rank) -> Output:
+def ask(
+    engine: Engine, sequence: int, start: int, tokens: list[int], want: Rank | Sample | Score
+) -> Output:
     engine.submit(Work(sequence, start, tokens, want))
     while True:
         for output in engine.step():
@@ -119,3 +130,72 @@ def test_nothing_is_kept_of_a_closed_sequence(engine: Engine) -> None:
 def test_ids_that_the_model_lacks_are_refused(engine: Engine) -> None:
     with pytest.raises(InvalidRequest, match="token ids must be"):
         engine.submit(Work(engine.open(), 0, IDS, Rank(None, ids=[VOCAB_SIZE])))
+
+
+def test_a_rank_scores_what_it_reads_and_the_draw_after_it_takes_no_pass(
+    model: tuple[PreTrainedModel, Path],
+) -> None:
+    engine = make_engine(model[1], max_batch_tokens=3)  # the scored stretch comes in chunks
+    sequence = engine.open()
+    told = ask(engine, sequence, 0, IDS, Rank(None, num_top=1, num_scored=len(IDS) - 1))
+    with torch.inference_mode():
+        rows = torch.log_softmax(model[0](torch.tensor([IDS])).logits[0].double(), -1)
+    expected = [float(rows[i, token]) for i, token in enumerate(IDS[1:])]
+    np.testing.assert_allclose(told.scored, expected, atol=1e-5)
+    assert told.num_passes == 3
+
+    def draw(sequence: int, start: int, tokens: list[int]) -> Output:
+        judge = lambda token: Verdict.KEEP_AND_STOP  # noqa: E731
+        return ask(engine, sequence, start, tokens, Sample(SamplingParams(), 3, 0, judge))
+
+    drawn, fresh = draw(sequence, len(IDS), []), draw(engine.open(), 0, IDS)
+    assert (drawn.num_passes, drawn.tokens) == (0, fresh.tokens)
+    engine.check_integrity()
+    again, fresh = (
+        draw(sequence, len(IDS) + 1, []),
+        draw(engine.open(), 0, engine.ids(sequence)[: len(IDS) + 1]),
+    )
+    assert again.num_passes == 1
+    assert again.tokens[0].token == fresh.tokens[0].token
+
+
+def test_a_score_tells_the_models_own_law_beside_the_one_asked_for(
+    model: tuple[PreTrainedModel, Path],
+) -> None:
+    engine = make_engine(model[1], max_batch_tokens=2)
+    law = SamplingParams(0.5)
+    both = ask(engine, engine.open(), 0, IDS, Score(2, law, num_scored=5))
+    own = ask(engine, engine.open(), 0, IDS, Score(5))
+    warped = ask(engine, engine.open(), 0, IDS, Score(2, law))
+    np.testing.assert_allclose(both.scored, [t.logprob for t in own.tokens], atol=1e-5)
+    np.testing.assert_allclose(
+        [t.logprob for t in both.tokens], [t.logprob for t in warped.tokens], atol=1e-5
+    )
+    assert own.scored == []
+
+
+@pytest.mark.parametrize("max_batch_tokens", [512, 3])
+def test_of_many_positions_each_is_told_in_the_passes_of_a_prefill(
+    model: tuple[PreTrainedModel, Path], max_batch_tokens: int
+) -> None:
+    engine = make_engine(model[1], max_batch_tokens=max_batch_tokens)
+    sequence = engine.open()
+    engine.submit(Work(sequence, 0, IDS, Rank(None, num_positions=5)))
+    outputs: list[Output] = []
+    while engine.has_work():
+        outputs += engine.step()
+    assert [output.end for output in outputs] == [None] * 4 + [WorkEnd.DONE]
+    assert sum(output.num_passes for output in outputs) == -(-len(IDS) // max_batch_tokens)
+    for length, output in enumerate(outputs, len(IDS) - 4):
+        assert output.distribution is not None
+        law = law_of(model[0], IDS[:length], None)
+        np.testing.assert_allclose(np.exp(output.distribution.logprobs), law, atol=1e-6)
+    again = ask(engine, sequence, len(IDS), [], Rank(None))  # the last row is kept
+    assert again.num_passes == 0
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("num_positions", [0, len(IDS) + 1])
+def test_positions_that_a_sequence_lacks_are_refused(engine: Engine, num_positions: int) -> None:
+    with pytest.raises(InvalidRequest, match="1 to 7 positions"):
+        engine.submit(Work(engine.open(), 0, IDS, Rank(None, num_positions=num_positions)))

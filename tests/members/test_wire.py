@@ -87,6 +87,7 @@ starts = st.builds(
     prefill=st.booleans(),
     max_prompt_tokens=small,
     format=st.none() | formats,
+    score_prompt=st.booleans(),
 )
 draws = st.builds(
     Draw,
@@ -106,11 +107,11 @@ unbordered = st.builds(
     retake=st.booleans(),
     whole_characters=st.booleans(),
 )
-ranks = st.builds(Rank, small, small, st.lists(small), st.booleans())
+ranks = st.builds(Rank, small, small, st.lists(small), st.booleans(), st.booleans(), small)
 steps = st.builds(
     Step,
     base=small,
-    want=st.one_of(draws, unbordered, ranks, st.builds(ScoreText, texts)),
+    want=st.one_of(draws, unbordered, ranks, st.builds(ScoreText, texts, st.booleans())),
     text=st.binary(),
     token_ids=st.lists(small).map(tuple),
 )
@@ -174,6 +175,12 @@ def test_events_arrive_in_order(given_events: list[StepEvent]) -> None:
     arrived = sent(response).events
     assert [message.sequence for message in arrived] == list(range(len(given_events)))
     assert [wire.step_event_from_proto(message) for message in arrived] == given_events
+
+
+@given(small, large)
+def test_an_opening_arrives(num_tokens: int, digest: int) -> None:
+    (opened,) = response_of(Opened(num_tokens, digest)).opened
+    assert (opened.prompt_tokens, opened.prompt_digest) == (num_tokens, digest)
 
 
 logprobs32 = st.floats(max_value=0, allow_nan=False, width=32)

@@ -295,6 +295,7 @@ class OpenSequence(_message.Message):
     PREFILL_FIELD_NUMBER: _builtins.int
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    SCORE_PROMPT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Chosen by the router, unique on the stream."""
     lease_id: _builtins.str
@@ -313,6 +314,10 @@ class OpenSequence(_message.Message):
     """Whether to process the prompt at once, before any step asks for it."""
     max_prompt_tokens: _builtins.int
     """Longest prompt that is accepted, in tokens."""
+    score_prompt: _builtins.bool
+    """Report the model's log-probabilities of all prompt tokens but the first, before all other
+    news_logprobs, when the prompt is processed; and a digest of the prompt.
+    """
     @_builtins.property
     def chat(self) -> _generation_pb2.Chat:
         """A conversation, rendered with the member's own chat template."""
@@ -340,10 +345,11 @@ class OpenSequence(_message.Message):
         prefill: _builtins.bool = ...,
         max_prompt_tokens: _builtins.int = ...,
         format: _generation_pb2.OutputFormat | None = ...,
+        score_prompt: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "end_allowed_from", b"end_allowed_from", "form", b"form", "format", b"format", "input", b"input", "lease_id", b"lease_id", "lease_secret", b"lease_secret", "max_prompt_tokens", b"max_prompt_tokens", "num_top_candidates", b"num_top_candidates", "prefill", b"prefill", "prompt", b"prompt", "sampling", b"sampling", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "end_allowed_from", b"end_allowed_from", "form", b"form", "format", b"format", "input", b"input", "lease_id", b"lease_id", "lease_secret", b"lease_secret", "max_prompt_tokens", b"max_prompt_tokens", "num_top_candidates", b"num_top_candidates", "prefill", b"prefill", "prompt", b"prompt", "sampling", b"sampling", "score_prompt", b"score_prompt", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -508,16 +514,20 @@ class ScoreText(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
+    SCORE_NEWS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text, not empty."""
+    score_news: _builtins.bool
+    """Report the model's own log-probabilities of its tokens too, before temperature and truncation."""
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
+        score_news: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score_news", b"score_news", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,7 +535,7 @@ Global___ScoreText: _TypeAlias = ScoreText  # noqa: Y015
 
 @_typing.final
 class Rank(_message.Message):
-    """Reports the distribution of the next token. Asked again without news, it takes no forward pass."""
+    """Reports the distribution of the next token, or of the last given ones too. Asked again without news, it takes no forward pass."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -533,6 +543,7 @@ class Rank(_message.Message):
     NUM_TOP_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     IS_WARPED_FIELD_NUMBER: _builtins.int
+    NUM_POSITIONS_FIELD_NUMBER: _builtins.int
     WITH_STATE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The number in the reply of the token."""
@@ -542,6 +553,8 @@ class Rank(_message.Message):
     """Report these ids too: unsigned 32-bit integers, lowest byte first."""
     is_warped: _builtins.bool
     """Under the sequence's sampling; otherwise the model's own."""
+    num_positions: _builtins.int
+    """Report of this many positions, at least 1; `position` is the last one's. One event for each."""
     with_state: _builtins.bool
     """Report the hidden state, too, that the distribution is made from."""
     def __init__(
@@ -551,11 +564,12 @@ class Rank(_message.Message):
         num_top: _builtins.int = ...,
         ids: _builtins.bytes = ...,
         is_warped: _builtins.bool = ...,
+        num_positions: _builtins.int = ...,
         with_state: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_top", b"num_top", "position", b"position", "with_state", b"with_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_positions", b"num_positions", "num_top", b"num_top", "position", b"position", "with_state", b"with_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -599,19 +613,23 @@ class SequenceOpened(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_DIGEST_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The sequence."""
     prompt_tokens: _builtins.int
     """The prompt's length in the member's tokens."""
+    prompt_digest: _builtins.int
+    """Equal for equal token ids of the prompt; only told of prompts that are scored."""
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
+        prompt_digest: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_tokens", b"prompt_tokens", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_digest", b"prompt_digest", "prompt_tokens", b"prompt_tokens", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,7 +706,7 @@ class StepEvent(_message.Message):
 
     @_builtins.property
     def news_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The answer to score_news."""
+        """The answer to score_prompt, then to score_news."""
 
     @_builtins.property
     def state(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:

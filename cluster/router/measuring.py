@@ -1,0 +1,101 @@
+"""A given text under every member that takes part, and under the blend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cluster.blending.base import Together
+from cluster.members.base import Form, Member, ScoreText, SequenceStart, Step, StepToken
+from cluster.router.on_each import Answer, on_each
+from cluster.router.plan import (
+    Plan,
+    ServedBlend,
+    blend_weights,
+    check_prompt_is_shared,
+    check_prompt_renders,
+    check_same_member,
+    form_of,
+    overridden,
+    sampling_params,
+    scoring_plan,
+)
+from cluster.router.requests import MemberScore, Score, ScoreRequest
+from cluster.router.scoring import blend_logprob, evidence_of, has_closed_form, mixture_logprobs
+from cluster.router.seats import Seats
+from cluster.router.together import logprobs_along
+from cluster.router.transcript import Transcript
+from cluster.spec import LimitsSpec, SamplingSpec
+
+
+async def measure(
+    request: ScoreRequest, blend: ServedBlend, members: Mapping[str, Member], limits: LimitsSpec
+) -> Score:
+    """Score a continuation under every member that takes part, and under the blend."""
+    spec = overridden(blend, request.overrides)
+    weights = {n: w for n, w in blend_weights(spec, request.overrides).items() if w > 0}
+    infos = [blend.infos[name] for name in weights]
+    check_prompt_renders(request.prompt, infos)
+    sampling = sampling_params(request.sampling, SamplingSpec())
+    evidence = evidence_of(spec, list(weights.values()))
+    reads_prompt = evidence is not None and evidence.reads_prompt
+    start = SequenceStart(
+        prompt=request.prompt,
+        form=Form.TOKEN_IDS,
+        sampling=sampling,
+        seed=0,
+        prefill=False,
+        max_prompt_tokens=limits.max_prompt_tokens,
+        score_prompt=reads_prompt,
+    )
+    want = Step(0, ScoreText(request.continuation, score_news=evidence is not None))
+    taking_part = {name: members[name] for name in weights}
+    told = await on_each(taking_part, start, want, limits.lease_timeout_s)
+    for name in weights:
+        check_same_member(blend.infos[name], told[name].info)
+    scores = tuple(_score_of(name, weight, told[name]) for name, weight in weights.items())
+    shares = list(weights.values())
+    if evidence is not None and reads_prompt:
+        digests = {name: told[name].prompt_digest for name in weights}
+        check_prompt_is_shared(digests, request.prompt)
+        num_tokens = len(scores[0].tokens)
+        evidence.read_prompt([told[name].news_logprobs[:-num_tokens] for name in weights])
+        shares = evidence.weights()
+    one_vocabulary = form_of(infos) is Form.TOKEN_IDS
+    span = request.overrides.span or spec.span_for(one_vocabulary=one_vocabulary)
+    mixture: tuple[float, ...] = ()
+    if len(scores) > 1 and spec.draws_together and not has_closed_form(spec):
+        plan = scoring_plan(request, blend, spec, sampling)
+        mixture = await _together(plan, scores[0].tokens, members, limits.lease_timeout_s)
+    elif has_closed_form(spec) and one_vocabulary and span in ("token", 1):
+        mixture = mixture_logprobs(scores, evidence)
+    return Score(
+        blend=blend.name,
+        revision=blend.revision,
+        members=scores,
+        mixture=mixture,
+        logprob=blend_logprob(scores, spec, span, mixture, shares),
+        num_bytes=len(request.continuation.encode()),
+    )
+
+
+def _score_of(name: str, weight: float, told: Answer) -> MemberScore:
+    own = told.news_logprobs[-len(told.tokens) :]
+    return MemberScore(name, weight, tuple(told.tokens), own)
+
+
+async def _together(
+    plan: Plan,
+    tokens: Sequence[StepToken],
+    members: Mapping[str, Member],
+    lease_timeout_s: float,
+) -> tuple[float, ...]:
+    """Each token's log-probability where all members make the distribution."""
+    assert isinstance(plan.method, Together)
+    speakers = plan.method.speakers
+    seats = Seats(plan, members, lease_timeout_s)
+    transcript = Transcript(plan.members, plan.form, ())
+    try:
+        await seats.sit_down(speakers, first=speakers)
+        return tuple(await logprobs_along(plan, seats, transcript, tokens))
+    finally:
+        await seats.leave()
