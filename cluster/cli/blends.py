@@ -105,6 +105,8 @@ def _print_one(console: Console, blend: blend_pb2.Blend) -> None:
         print_line(console, "exchange  token ids: one vocabulary, exact")
     elif blend.exchange_kind == blend_pb2.EXCHANGE_KIND_TEXT:
         print_line(console, "exchange  text: vocabularies differ")
+    elif blend.exchange_kind == blend_pb2.EXCHANGE_KIND_BYTES:
+        print_line(console, "exchange  distributions over bytes: each byte is drawn by all")
     sampling = ", ".join(
         f"{field.name} {value:g}" for field, value in blend.default_sampling.ListFields()
     )

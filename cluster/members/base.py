@@ -53,6 +53,7 @@ class Form(Enum):
 
     TOKEN_IDS = "token_ids"  # one vocabulary: exact
     TEXT = "text"  # different vocabularies: each keeps its own canonical tokenization
+    BYTES = "bytes"  # any vocabularies: each tells the law of the next byte, or of the end (256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class SequenceStart:
     prefill: bool = True  # process the prompt at once, before a step asks for it
     max_prompt_tokens: int = NEVER_ENDS
     format: OutputFormat | None = None  # what the whole reply has to match
+    min_share: float = 0.0  # Form.BYTES: splits into tokens with less of all are not followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,10 @@ class ScoreText:
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """Tell the distribution of the next token. Asked again without news, it costs no pass."""
+    """Tell the distribution of the next token, or of the next byte, which is always told whole.
+
+    Asked again without news, it costs no pass.
+    """
 
     position: int  # the number in the reply of that token
     num_top: int = 0  # how many likeliest ids to tell; 0: all
@@ -125,7 +130,7 @@ class Step:
     base: int  # how much of the known reply stands: tokens, or bytes for Form.TEXT
     want: Draw | ScoreText | Rank
     text: bytes = b""  # Form.TEXT: what follows the base, up to where this run began
-    token_ids: tuple[int, ...] = ()  # what follows; for Form.TEXT the member's own since then
+    token_ids: tuple[int, ...] = ()  # what follows, or its bytes; for Form.TEXT the own since then
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ _ROLE_NAMES = {value: name for name, value in _ROLES.items()}
 _FORMS = {
     Form.TOKEN_IDS: pb.EXCHANGE_FORM_TOKEN_IDS,
     Form.TEXT: pb.EXCHANGE_FORM_TEXT,
+    Form.BYTES: pb.EXCHANGE_FORM_BYTES,
 }
 _FORMS_BACK = {value: form for form, value in _FORMS.items()}
 _BORDERS = {
@@ -133,6 +134,7 @@ def start_to_proto(
         num_top_candidates=start.num_top,
         prefill=start.prefill,
         max_prompt_tokens=start.max_prompt_tokens,
+        min_share=start.min_share,
     )
     if start.prompt.messages is not None:
         message.chat.CopyFrom(chat_to_proto(start.prompt.messages))
@@ -165,6 +167,7 @@ def start_from_proto(message: pb.OpenSequence) -> SequenceStart:
         prefill=message.prefill,
         max_prompt_tokens=message.max_prompt_tokens,
         format=format_from_proto(message.format) if message.HasField("format") else None,
+        min_share=message.min_share,
     )
 
 

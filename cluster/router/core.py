@@ -7,11 +7,12 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.blending.base import Learner, Together
 from cluster.engine.types import SamplingParams
-from cluster.errors import CuveeError, NotFound, Overloaded, Unavailable
+from cluster.errors import CuveeError, InvalidRequest, NotFound, Overloaded, Unavailable
 from cluster.gates.file import GateFile, GateInputs, load_gate
 from cluster.members.base import (
     Form,
@@ -50,7 +51,7 @@ from cluster.router.requests import (
     Update,
     check_prompt,
 )
-from cluster.router.scoring import blend_logprob, has_closed_form, mixture_logprobs
+from cluster.router.scoring import blend_logprob, has_closed_form, mixture_scores
 from cluster.router.seats import Seats
 from cluster.router.together import combined_next
 from cluster.router.transcript import Transcript
@@ -88,7 +89,7 @@ class Router:
         self._gate_files: dict[str, GateFile] = {}  # by blend
         self._ready_rankers: set[str] = set()
         self._infos: dict[str, MemberInfo] = {}
-        self._tokens: dict[str, Tokens] = {}  # of members that draw together with others
+        self._tokens: dict[str, Tokens] = {}  # of members that draw tokens together with others
 
     async def learn_members(self) -> None:
         """Ask every member once what it is, retrying for ever those that are not there yet."""
@@ -196,14 +197,13 @@ class Router:
             )
             form = form_of(infos)
             span = request.overrides.span or spec.span_for(one_vocabulary=form is Form.TOKEN_IDS)
-            mixture: tuple[float, ...] = ()
-            if len(members) > 1 and spec.draws_together and not has_closed_form(spec):
+            mixture: tuple[StepToken, ...] = ()
+            is_pinned = request.overrides.member is not None
+            if spec.draws_together and not (has_closed_form(spec) or is_pinned):
                 plan = scoring_plan(request, blend, spec, sampling)
-                mixture = await self._score_together(plan, members[0].tokens)
-            elif (
-                has_closed_form(spec) and form_of(infos) is Form.TOKEN_IDS and span in ("token", 1)
-            ):
-                mixture = mixture_logprobs(members, spec)
+                mixture = await self._score_together(plan, request.continuation, members[0].tokens)
+            elif has_closed_form(spec) and form is Form.TOKEN_IDS and span in ("token", 1):
+                mixture = mixture_scores(members, spec)
         return Score(
             blend=blend.name,
             revision=blend.revision,
@@ -213,9 +213,13 @@ class Router:
             num_bytes=len(request.continuation.encode()),
         )
 
-    async def _score_together(self, plan: Plan, tokens: Sequence[StepToken]) -> tuple[float, ...]:
-        """Each token's log-probability where all members make the distribution, token by token."""
+    async def _score_together(
+        self, plan: Plan, continuation: str, tokens: Sequence[StepToken]
+    ) -> tuple[StepToken, ...]:
+        """Each token, or byte, as likely as all members together make it."""
         assert isinstance(plan.method, Together)
+        if plan.form is Form.BYTES:
+            tokens = [StepToken(b, plan.tokens.bytes[b], 0.0) for b in continuation.encode()]
         seats = Seats(plan, self._members, self.spec.limits.lease_timeout_s)
         transcript = Transcript(plan.members, plan.form, ())
         found = []
@@ -223,8 +227,14 @@ class Router:
             await seats.sit_down(plan.method.speakers, first=plan.method.speakers)
             for token in tokens:
                 combined = await combined_next(plan.method, seats, transcript, (token.id,))
-                assert combined is not None, "members took the whole text before"
-                found.append(combined.logprob_of(token.id))
+                if combined is None:  # the whole text fitted, in canonical tokens
+                    raise InvalidRequest(
+                        "CONTINUATION_TOO_LONG",
+                        "got a text that fills a member's context when it is read byte by byte; "
+                        "expected a shorter one",
+                        field="continuation",
+                    )
+                found.append(replace(token, logprob=combined.logprob_of(token.id)))
                 if isinstance(plan.method.rule, Learner):
                     plan.method.rule.learn(combined.told, token.id)
                 transcript.commit(0, [token])
@@ -280,7 +290,7 @@ class Router:
         drawing_together = {
             member
             for blend in self.spec.blends.values()
-            if blend.draws_together
+            if blend.draws_together and not blend.by_bytes
             for member in blend.members
         }
         while name not in self._infos:

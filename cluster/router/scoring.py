@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from cluster.blending.adaptive import Adaptation, Evidence
 from cluster.blending.base import Span
+from cluster.members.base import StepToken
 from cluster.router.requests import MemberScore
 from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec
 
 
 def has_closed_form(spec: BlendSpec) -> bool:
     """Whether the members' likelihoods decide the blend's."""
-    is_mean = isinstance(spec, EnsembleSpec) and spec.rule == "mean"
+    is_mean = isinstance(spec, EnsembleSpec) and spec.rule == "mean" and not spec.by_bytes
     return is_mean or isinstance(spec, MixtureSpec)
 
 
-def mixture_logprobs(members: tuple[MemberScore, ...], spec: BlendSpec) -> tuple[float, ...]:
+def mixture_scores(members: tuple[MemberScore, ...], spec: BlendSpec) -> tuple[StepToken, ...]:
     """log Σ λᵢ pᵢ per token, for members with the same tokens.
 
     Where weights adapt, those of each token follow all tokens before it.
@@ -27,30 +29,32 @@ def mixture_logprobs(members: tuple[MemberScore, ...], spec: BlendSpec) -> tuple
         adapt = spec.adapt
         evidence = Evidence(weights, Adaptation(adapt.strength, adapt.window, adapt.floor))
     found = []
-    for position in range(len(members[0].tokens)):
+    for position, token in enumerate(members[0].tokens):
         logprobs = [member.tokens[position].logprob for member in members]
         if evidence is not None:
             weights = evidence.weights()
             for index, logprob in enumerate(logprobs):
                 evidence.note(index, position, [logprob])
-        found.append(
-            _log_sum_exp([math.log(w) + p for w, p in zip(weights, logprobs, strict=True) if w])
-        )
+        parts = [math.log(w) + p for w, p in zip(weights, logprobs, strict=True) if w]
+        found.append(replace(token, logprob=_log_sum_exp(parts)))
     return tuple(found)
 
 
 def blend_logprob(
-    members: tuple[MemberScore, ...], spec: BlendSpec, span: Span, mixture: tuple[float, ...]
+    members: tuple[MemberScore, ...], spec: BlendSpec, span: Span, mixture: tuple[StepToken, ...]
 ) -> float | None:
     """The blend's log-likelihood where its law over a text has a closed form.
 
-    Span token: Σ log Σ λᵢ pᵢ. Span response: log Σ λᵢ Π pᵢ. One member: its own.
+    Span token: Σ log Σ λᵢ pᵢ. Span response: log Σ λᵢ Π pᵢ. One member: its own. Members that
+    draw together: what they make of each token, or of each byte.
     """
+    if mixture:
+        return math.fsum(token.logprob for token in mixture)
     if len(members) == 1:
         return members[0].logprob
     if isinstance(spec, MixtureSpec) and span == "response":
         return _log_sum_exp([math.log(m.weight) + m.logprob for m in members])
-    return math.fsum(mixture) if mixture else None
+    return None
 
 
 def _log_sum_exp(values: list[float]) -> float:

@@ -159,6 +159,34 @@ PROPOSAL_STATE_FAILED: ProposalState.ValueType  # 3
 """Its member failed, and others were enough."""
 Global___ProposalState: _TypeAlias = ProposalState  # noqa: Y015
 
+class _Law:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LawEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Law.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LAW_UNSPECIFIED: _Law.ValueType  # 0
+    """Not known."""
+    LAW_EXACT: _Law.ValueType  # 1
+    """From the very one, but for rounding."""
+    LAW_BOUNDED: _Law.ValueType  # 2
+    """From likely tokens only; each token's truncation_bound says by how much at most that differs."""
+    LAW_APPROXIMATE: _Law.ValueType  # 3
+    """By bytes: unlikely splits of the text into tokens were left out; see dropped_share."""
+
+class Law(_Law, metaclass=_LawEnumTypeWrapper):
+    """From which law a reply was drawn, compared with what its blend's rule says."""
+
+LAW_UNSPECIFIED: Law.ValueType  # 0
+"""Not known."""
+LAW_EXACT: Law.ValueType  # 1
+"""From the very one, but for rounding."""
+LAW_BOUNDED: Law.ValueType  # 2
+"""From likely tokens only; each token's truncation_bound says by how much at most that differs."""
+LAW_APPROXIMATE: Law.ValueType  # 3
+"""By bytes: unlikely splits of the text into tokens were left out; see dropped_share."""
+Global___Law: _TypeAlias = Law  # noqa: Y015
+
 @_typing.final
 class ChatMessage(_message.Message):
     """One message of a conversation."""
@@ -925,6 +953,8 @@ class Outcome(_message.Message):
     BLEND_REVISION_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     PROPOSALS_FIELD_NUMBER: _builtins.int
+    LAW_FIELD_NUMBER: _builtins.int
+    DROPPED_SHARE_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     stop_string: _builtins.str
@@ -935,6 +965,13 @@ class Outcome(_message.Message):
     """The blend that answered."""
     blend_revision: _builtins.str
     """The blend's revision: a hash of its members, weights and method."""
+    law: Global___Law.ValueType
+    """From which law it was drawn."""
+    dropped_share: _builtins.float
+    """For LAW_APPROXIMATE: the share of a member's probability that lay with splits it left out, summed
+    over the bytes at which it left them out and over members. 1 is added where none it had left
+    fitted what others said, so that it began anew.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What it cost."""
@@ -958,10 +995,12 @@ class Outcome(_message.Message):
         blend_revision: _builtins.str = ...,
         weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         proposals: _abc.Iterable[Global___Proposal] | None = ...,
+        law: Global___Law.ValueType = ...,
+        dropped_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "finish_reason", b"finish_reason", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "dropped_share", b"dropped_share", "finish_reason", b"finish_reason", "law", b"law", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
