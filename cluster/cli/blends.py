@@ -118,8 +118,11 @@ def rule_words(blend: blend_pb2.Blend) -> str:
     """The rule and its parameters, or the span of a mixture: span token, span 4 tokens, …"""
     if blend.method == "mixture":
         return f"span {span_words(blend)}"
+    from cuvee.v1 import blend_pb2
+
+    unit = "by bytes" if blend.exchange_kind == blend_pb2.EXCHANGE_KIND_BYTES else ""
     numbers = (f"{name} {value:g}" for name, value in sorted(blend.parameters.items()))
-    return ", ".join(filter(None, (blend.rule, *numbers)))
+    return ", ".join(filter(None, (blend.rule, unit, *numbers)))
 
 
 def span_words(blend: blend_pb2.Blend) -> str:

@@ -240,7 +240,8 @@ Global___Chat: _TypeAlias = Chat  # noqa: Y015
 @_typing.final
 class Sampling(_message.Message):
     """How each member's distribution is warped before it is mixed: temperature, then top-k, then top-p,
-    then min-p. What is absent takes the blend's default.
+    then min-p. In blends by bytes these act on the distribution of the next byte. What is absent takes
+    the blend's default.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -307,9 +308,11 @@ class Stopping(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Most tokens to draw, at least 1. Default and maximum: the server's limit."""
+    """Most tokens to draw, at least 1; of blends by bytes, most bytes. Default and maximum: the server's
+    limit.
+    """
     min_tokens: _builtins.int
-    """No end of turn before this many tokens. Default 0."""
+    """No end of turn before this many tokens, or bytes. Default 0."""
     ignore_eos: _builtins.bool
     """Never end the turn by itself; only tokens, stop strings and context length end the reply."""
     @_builtins.property
@@ -735,7 +738,7 @@ class Token(_message.Message):
     bytes: _builtins.bytes
     """Its raw bytes; may end or begin inside a character."""
     id: _builtins.int
-    """Its id in the member's vocabulary."""
+    """Its id in the member's vocabulary; of blends by bytes, the byte."""
     position: _builtins.int
     """Its number in the reply, from 0."""
     logprob: _builtins.float
@@ -839,7 +842,7 @@ class Usage(_message.Message):
     prompt_tokens: _builtins.int
     """The longest prompt over the members used, in tokens."""
     completion_tokens: _builtins.int
-    """Tokens of the reply."""
+    """Tokens of the reply; of blends by bytes, bytes."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberUsage]:
         """One entry per member used, in the blend's order."""
@@ -1222,7 +1225,9 @@ class ScoreResponse(_message.Message):
 
     @_builtins.property
     def mixture_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenScore]:
-        """Per token under the mixture; only for spans of one token and members with one vocabulary."""
+        """Per token under the mixture, for spans of one token and members with one vocabulary; per byte for
+        blends by bytes.
+        """
 
     def __init__(
         self,
