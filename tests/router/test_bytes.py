@@ -36,7 +36,7 @@ from cluster.spec.combined import DEFAULT_MIN_SHARE
 from cluster.text.bytewise import END, ByteWalk
 from cluster.text.member import MemberText
 from tests.rig import Rig, running
-from tests.text.test_bytewise import followed
+from tests.text.byte_law import byte_law, followed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -112,36 +112,7 @@ def row(name: str, ids: tuple[int, ...]) -> np.ndarray:
 def exact_law(name: str, said: bytes) -> np.ndarray:
     """By symbol: the member's probability, every split counted."""
     text, _ = plain(name)
-    walk = ByteWalk(text.byte_vocabulary, text.canonical.encode, 0.0)
-    return np.exp(followed(walk, said, lambda ids: row(name, ids)).logprobs)
-
-
-def reach(name: str, said: bytes, ids: tuple[int, ...] = ()) -> np.ndarray:
-    """The same without a walk: the sum over all token sequences, unnormalised."""
-    text, _ = plain(name)
-    found = np.zeros(END + 1)
-    probs = np.exp(row(name, ids))
-    ends = set(text.end_ids)
-    kept = [i for i, data in enumerate(text.token_bytes) if data or i in ends]
-    probs = probs / probs[kept].sum()
-    if not said:
-        found[END] = probs[list(ends)].sum()
-    for token in kept:
-        data = text.token_bytes[token]
-        if token in ends or not data:
-            continue
-        if len(data) > len(said):
-            if data.startswith(said):
-                found[data[len(said)]] += probs[token]
-        elif said.startswith(data):
-            found += probs[token] * reach(name, said[len(data) :], (*ids, token))
-    return found
-
-
-async def test_the_walk_agrees_with_the_sum_over_all_token_sequences() -> None:
-    for said in (b"", b" u", b" univ", "é".encode()):
-        wanted = reach("austen", said)
-        np.testing.assert_allclose(exact_law("austen", said), wanted / wanted.sum(), atol=1e-9)
+    return byte_law(text.token_bytes, text.end_ids, lambda ids: row(name, ids), said)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])

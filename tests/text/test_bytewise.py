@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import pytest
 
-from cluster.distribution import Distribution
 from cluster.text.bytewise import END, NUM_SYMBOLS, ByteVocabulary, ByteWalk
+from tests.text.byte_law import Law, byte_law, followed
 from tests.text.text_samples import HARD
 from tests.text.tokenizer_factory import MAKES, make, make_canonical
-
-Law = Callable[[tuple[int, ...]], np.ndarray]
 
 LETTERS = [b"a", b"b", b"\xc3", b"\xa9"]
 TOKENS = [  # id 0 is a control token; 5 and 6 spell the same; the last two end a turn
@@ -27,21 +25,11 @@ TOKENS = [  # id 0 is a control token; 5 and 6 spell the same; the last two end 
 END_IDS = (15, 16)
 
 
-def random_law(ids: tuple[int, ...], size: int = len(TOKENS)) -> np.ndarray:
+@cache
+def random_law(ids: tuple[int, ...]) -> np.ndarray:
     """Log-probabilities that depend on all tokens before."""
-    logits = np.random.default_rng([7, *ids]).normal(size=size) * 2
+    logits = np.random.default_rng([7, *ids]).normal(size=len(TOKENS)) * 2
     return np.asarray(logits - np.log(np.exp(logits).sum()))
-
-
-def followed(walk: ByteWalk, text: bytes, law: Law) -> Distribution:
-    """What comes of a walk whose questions the law answers."""
-    asks, answer = walk.follow(text), None
-    while True:
-        try:
-            answer = law(next(asks) if answer is None else asks.send(answer))
-        except StopIteration as done:
-            found: Distribution = done.value
-            return found
 
 
 def no_canonical(text: str) -> list[int]:
@@ -64,34 +52,14 @@ def fresh(min_share: float = 0.0) -> ByteWalk:
     return ByteWalk(ByteVocabulary(TOKENS, END_IDS), encode, min_share)
 
 
-@cache
-def reach(text: bytes, ids: tuple[int, ...] = ()) -> np.ndarray:
-    """By symbol: the probability of `text` and then it, after these tokens."""
-    found = np.zeros(NUM_SYMBOLS)
-    probs = np.exp(random_law(ids))
-    probs[0] = 0.0
-    probs /= probs.sum()
-    if not text:
-        found[END] = probs[list(END_IDS)].sum()
-    for token, data in enumerate(TOKENS):
-        if not data or token in END_IDS:
-            continue
-        if len(data) > len(text):
-            if data.startswith(text):
-                found[data[len(text)]] += probs[token]
-        elif text.startswith(data):
-            found += probs[token] * reach(text[len(data) :], (*ids, token))
-    return found
-
-
 @pytest.mark.parametrize("length", range(5))
 def test_the_next_byte_has_the_law_of_all_token_sequences(length: int) -> None:
     num_checked = 0
     for letters in itertools.product(LETTERS, repeat=length):
         text = b"".join(letters)
-        wanted = reach(text)
+        wanted = byte_law(TOKENS, END_IDS, random_law, text)
         found = np.exp(followed(fresh(), text, random_law).logprobs)
-        np.testing.assert_allclose(found, wanted / wanted.sum(), atol=1e-9)
+        np.testing.assert_allclose(found, wanted, atol=1e-9)
         num_checked += 1
     assert num_checked == len(LETTERS) ** length
 
