@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,11 +14,10 @@ from cluster.distribution import Distribution
 from cluster.errors import ReplicaLost
 from cluster.members.base import Rank, StepEvent, StepToken, TopCandidate
 from cluster.randomness import Purpose, key
+from cluster.router.on_each import all_of
 from cluster.router.plan import Plan
 from cluster.router.seats import Seats
 from cluster.router.transcript import Transcript
-
-T = TypeVar("T")
 
 
 async def combined_next(
@@ -34,7 +31,7 @@ async def combined_next(
     asks: Sequence[Ask | None] = [replace(ask, ids=ids) for ask in method.rule.first_asks()]
     told: list[Distribution] = []
     while any(asks):
-        news = await _all_of(
+        news = await all_of(
             [
                 _tell(i, ask, seats, transcript)
                 for i, ask in zip(method.speakers, asks, strict=True)
@@ -84,14 +81,3 @@ async def told(index: int, rank: Rank, seats: Seats, transcript: Transcript) -> 
             return answer
         except ReplicaLost as error:
             await seats.lose(index, error)
-
-
-async def _all_of(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; when one fails, the others are cancelled before its error goes on."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

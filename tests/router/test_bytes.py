@@ -293,11 +293,11 @@ async def test_a_reply_is_the_same_alone_and_among_others(rig: Rig) -> None:
 
 async def test_a_turn_ends_by_bytes_and_not_before_the_least_number(rig: Rig) -> None:
     async def outcome_of(seed: int, **stopping: Any) -> tuple[int, Outcome]:
-        asked = request("mean", 300, prompt="And", seed=seed, stopping=stopping)
+        asked = request("mean", 250, prompt="And", seed=seed, stopping=stopping)
         _, tokens, outcome = await reply(rig, asked)
         return len(tokens), outcome
 
-    ended = await asyncio.gather(*(outcome_of(seed) for seed in range(12)))
+    ended = await asyncio.gather(*(outcome_of(seed) for seed in range(8)))
     over = [(n, s) for s, (n, o) in enumerate(ended) if o.finish_reason is FinishReason.END_OF_TURN]
     assert over
     num_bytes, seed = min(over)
@@ -309,9 +309,18 @@ async def test_a_full_context_ends_the_reply(rig: Rig) -> None:
     _, tokens, outcome = await reply(rig, request("full", 300))
     assert outcome.finish_reason is FinishReason.CONTEXT_FULL
     assert 32 < len(tokens) < 200
-    with pytest.raises(InvalidRequest) as caught:
-        await rig.router.score(ScoreRequest("full", Prompt(text=PROMPT), "word " * 40))
-    assert caught.value.field == "continuation"
+    text, _ = plain("austen")
+    room = 32 - len(text.render(PROMPT, None))
+    ids = text.canonical.encode(" And when he had said these words, he went to the house" * 3)
+    filling = b"".join(text.token_bytes[i] for i in ids[:room]).decode()
+    rare = Overrides(parameters={"min_share": 1e-5})  # splits into more tokens than the canonical
+    for said, words in ((filling * 2, "fit after the prompt"), (filling, "byte by byte")):
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            await rig.router.score(ScoreRequest("full", Prompt(text=PROMPT), said, overrides=rare))
+        assert (caught.value.reason, caught.value.field) == (
+            "CONTINUATION_TOO_LONG",
+            "continuation",
+        )
 
 
 async def test_a_pinned_member_speaks_by_its_tokens(rig: Rig) -> None:
