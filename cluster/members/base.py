@@ -127,10 +127,10 @@ class Rank:
 class Step:
     """The transcript's news, then what to do."""
 
-    base: int  # how much of the known reply stands: tokens, or bytes for Form.TEXT
+    base: int  # how much of the known reply stands: tokens, or bytes for Form.TEXT and Form.BYTES
     want: Draw | ScoreText | Rank
-    text: bytes = b""  # Form.TEXT: what follows the base, up to where this run began
-    token_ids: tuple[int, ...] = ()  # what follows, or its bytes; for Form.TEXT the own since then
+    text: bytes = b""  # what follows the base; for Form.TEXT up to where this run began
+    token_ids: tuple[int, ...] = ()  # what follows; for Form.TEXT the member's own since then
 
 
 @dataclass(frozen=True, slots=True)

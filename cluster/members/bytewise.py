@@ -48,11 +48,11 @@ class ByteSequence(ReplicaSequence):
         if step.base > len(self._reply):
             message = f"step keeps {step.base} of {len(self._reply)} known"
             raise InternalError("TRANSCRIPT_GAP", message)
-        if not isinstance(step.want, Rank):
+        if not isinstance(step.want, Rank) or step.want.with_state:
             raise InternalError("BYTES_ARE_RANKED", "of bytes, only the distribution can be asked")
         if step.base < len(self._reply):
             self._walk = self._fresh_walk()
-        self._reply[step.base :] = bytes(step.token_ids)
+        self._reply[step.base :] = step.text
         self._rank, self._news = step.want, StepEvent([])
         self._asks = self._walk.follow(bytes(self._reply))
         self._ask(None)

@@ -377,12 +377,10 @@ class Step(_message.Message):
     base: _builtins.int
     """How much of the reply known to the replica stands: tokens, or bytes in text and bytes form."""
     text: _builtins.bytes
-    """Text form: what follows the base, up to where this member's run begins."""
+    """Text form: what follows the base, up to where this member's run begins. Bytes form: all of it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that follow: of all members, or in text form this member's own since its run began;
-        in bytes form the bytes.
-        """
+        """Token ids that follow: of all members, or in text form this member's own since its run began."""
 
     @_builtins.property
     def draw(self) -> Global___Draw:
