@@ -34,6 +34,7 @@ from cluster.router.requests import (
 )
 from cluster.spec.combined import DEFAULT_MIN_SHARE
 from cluster.text.bytewise import END, ByteWalk
+from cluster.text.grammar import OutputFormat
 from cluster.text.member import MemberText
 from tests.rig import Rig, running
 from tests.text.byte_law import byte_law, followed
@@ -354,6 +355,12 @@ async def test_parameters_that_cannot_hold_are_refused(
     with pytest.raises(InvalidRequest) as caught:
         await reply(rig, asked)
     assert (caught.value.reason, caught.value.field) == (reason, f"overrides.parameters[{name}]")
+
+
+async def test_a_format_is_refused(rig: Rig) -> None:
+    with pytest.raises(Unsupported) as caught:
+        await reply(rig, request("mean", format=OutputFormat("regex", "[a-z]+")))
+    assert (caught.value.reason, caught.value.field) == ("FORMAT_NEEDS_TOKENS", "format")
 
 
 async def test_the_least_share_can_be_overridden(rig: Rig) -> None:
