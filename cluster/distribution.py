@@ -25,6 +25,7 @@ class Distribution:
     ids: Ids
     logprobs: Logprobs
     rest: float = 0.0
+    dropped: float = 0.0  # of a law over bytes: shares of splits left out so far, summed
 
     def of(self, ids: Ids) -> Logprobs:
         """Log-probabilities of any ids; -inf for those that are not told."""
@@ -37,8 +38,8 @@ class Distribution:
 
     def rest_outside(self, ids: Ids) -> float:
         """The probability of all ids but these, so far as they are told."""
-        told = float(np.exp(self.of(ids)).sum())
-        return max(0.0, self.rest + float(np.exp(self.logprobs).sum()) - told)
+        at = np.minimum(np.searchsorted(ids, self.ids), len(ids) - 1)
+        return self.rest + float(np.exp(self.logprobs[ids[at] != self.ids]).sum())
 
     def part(self, num_top: int, ids: Sequence[int] | Ids) -> Distribution:
         """Of all of it: the likeliest ids (0: all), those asked for, and how much is left."""

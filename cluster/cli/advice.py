@@ -69,12 +69,13 @@ def _about_blend(blend: BlendReport, report: Report) -> Iterator[str]:
     for name, weight in blend.spec.members.items():
         if weight == 0:
             yield f"{where}.members.{name}: weight 0, so it never speaks; remove it"
-    if len(blend.vocabularies) > 1 and (blend.span == "token" or isinstance(blend.span, int)):
+    if blend.spec.by_bytes or len(blend.vocabularies) == 1:
+        return
+    if blend.span == "token" or isinstance(blend.span, int):
         yield f"{where}.span: members' tokens differ, so words are cut apart; word reads better"
-    if len(blend.vocabularies) > 1:
-        for name in blend.spec.members:
-            if not report.members[name].reads_faithfully:
-                yield (
-                    f"{where}.members.{name}: its tokenizer changes text (case, accents or rare "
-                    "characters), so it reads what others said not quite as they said it"
-                )
+    for name in blend.spec.members:
+        if not report.members[name].reads_faithfully:
+            yield (
+                f"{where}.members.{name}: its tokenizer changes text (case, accents or rare "
+                "characters), so it reads what others said not quite as they said it"
+            )

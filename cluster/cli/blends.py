@@ -105,6 +105,8 @@ def _print_one(console: Console, blend: blend_pb2.Blend) -> None:
         print_line(console, "exchange  token ids: one vocabulary, exact")
     elif blend.exchange_kind == blend_pb2.EXCHANGE_KIND_TEXT:
         print_line(console, "exchange  text: vocabularies differ")
+    elif blend.exchange_kind == blend_pb2.EXCHANGE_KIND_BYTES:
+        print_line(console, "exchange  distributions over bytes: each byte is drawn by all")
     sampling = ", ".join(
         f"{field.name} {value:g}" for field, value in blend.default_sampling.ListFields()
     )
@@ -116,8 +118,11 @@ def rule_words(blend: blend_pb2.Blend) -> str:
     """The rule and its parameters, or the span of a mixture: span token, span 4 tokens, …"""
     if blend.method == "mixture":
         return f"span {span_words(blend)}"
+    from cuvee.v1 import blend_pb2
+
+    unit = "by bytes" if blend.exchange_kind == blend_pb2.EXCHANGE_KIND_BYTES else ""
     numbers = (f"{name} {value:g}" for name, value in sorted(blend.parameters.items()))
-    return ", ".join(filter(None, (blend.rule, *numbers)))
+    return ", ".join(filter(None, (blend.rule, unit, *numbers)))
 
 
 def span_words(blend: blend_pb2.Blend) -> str:

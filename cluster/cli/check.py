@@ -218,13 +218,14 @@ def _print_blend(console: Console, blend: BlendReport, *, is_default: bool) -> N
 def _method_words(blend: BlendReport) -> str:
     spec = blend.spec
     if isinstance(spec, EnsembleSpec):
-        return f"{spec.method}, {spec.rule}, {'exact' if spec.exact else 'of likeliest tokens'}"
+        told = "exact" if spec.exact else "of likeliest tokens"
+        return f"{spec.method}, {spec.rule}, {'by bytes' if spec.by_bytes else told}"
     if isinstance(spec, ChooseSpec):
         return f"{spec.method} by {spec.rank}"
     if isinstance(spec, FuseSpec):
         return f"{spec.method}, {f'top {spec.top} by {spec.rank}' if spec.top else 'all'}"
     if not isinstance(spec, MixtureSpec):
-        return spec.method
+        return f"{spec.method}{', by bytes' if spec.by_bytes else ''}"
     words = f"{blend.span} tokens" if isinstance(blend.span, int) else str(blend.span)
     return f"{spec.method}, span {words}{' (by default)' if spec.span is None else ''}"
 
@@ -235,7 +236,8 @@ def _exchange_words(blend: BlendReport) -> str:
     if len(blend.vocabularies) == 1:
         return "one vocabulary: token ids are exchanged, exactly"
     groups = "; ".join(", ".join(names) for names in blend.vocabularies.values())
-    return f"{len(blend.vocabularies)} vocabularies ({groups}): bytes are exchanged"
+    told = "each byte is drawn by all" if blend.spec.by_bytes else "bytes are exchanged"
+    return f"{len(blend.vocabularies)} vocabularies ({groups}): {told}"
 
 
 def _as_mapping(report: Report, warnings: list[str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ _FINISHES = {
     pb.FINISH_REASON_MAX_TOKENS: "token limit",
     pb.FINISH_REASON_CONTEXT_FULL: "context full",
 }
+_LAWS = {pb.LAW_BOUNDED: "truncated, within bounds", pb.LAW_APPROXIMATE: "approximate"}
 
 
 @dataclass(slots=True)
@@ -121,4 +122,7 @@ def summary(reply: Reply) -> str:
     finish = _FINISHES.get(outcome.finish_reason, "")
     if outcome.stop_string:
         finish += f" {outcome.stop_string!r}"
-    return "; ".join(filter(None, (words, finish, f"seed {outcome.seed}", outcome.blend)))
+    law = _LAWS.get(outcome.law, "")
+    if outcome.dropped_share:
+        law += f": {outcome.dropped_share / max(1, reply.num_tokens):.2%} left out per byte"
+    return "; ".join(filter(None, (words, finish, law, f"seed {outcome.seed}", outcome.blend)))

@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 
 
 def spelled(data: bytes) -> str:
-    """A token's bytes, quoted, so that spaces show."""
-    return repr(data.decode(errors="backslashreplace"))
+    r"""A token's bytes, quoted, so that spaces show; what is no whole character as '\xc3'."""
+    try:
+        return repr(data.decode())
+    except UnicodeDecodeError:
+        return repr(data.decode(errors="backslashreplace")).replace(r"\\x", r"\x")
 
 
 def chance(logprob: float) -> str:

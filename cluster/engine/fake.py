@@ -39,6 +39,7 @@ class FakeRunner:
         max_context: int = 256,
         before_pass: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
         likeliest: Callable[[Sequence[int]], int] | None = None,
+        lead: float = 1.0,
     ) -> None:
         self.vocab_size = vocab_size
         self.num_pages = num_pages
@@ -46,6 +47,7 @@ class FakeRunner:
         self.max_context = max_context
         self._before_pass = before_pass  # may raise, to play a failing device
         self._likeliest = likeliest or (lambda ids: next_token(ids, vocab_size))
+        self._lead = lead  # how far the likeliest token's logit is above the others'
         self._rows = [-1] * (num_pages * page_size)
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -60,7 +62,7 @@ class FakeRunner:
             seen = range(end - chunk.num_logits + 1, end + 1)
             likeliest += [self._likeliest(ids[:num]) for num in seen]
         index = torch.tensor(likeliest, dtype=torch.int64)
-        return torch.nn.functional.one_hot(index, self.vocab_size).float()
+        return torch.nn.functional.one_hot(index, self.vocab_size).float() * self._lead
 
     def copy(self, copies: Sequence[Copy]) -> None:
         for copy in copies:

@@ -53,6 +53,7 @@ class Form(Enum):
 
     TOKEN_IDS = "token_ids"  # one vocabulary: exact
     TEXT = "text"  # different vocabularies: each keeps its own canonical tokenization
+    BYTES = "bytes"  # any vocabularies: each tells the law of the next byte, or of the end (256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class SequenceStart:
     max_prompt_tokens: int = NEVER_ENDS
     format: OutputFormat | None = None  # what the whole reply has to match
     score_prompt: bool = False  # report the log-probabilities of all its tokens but the first
+    min_share: float = 0.0  # Form.BYTES: splits into tokens with less of all are not followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,10 @@ class ScoreText:
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """Tell the distribution of the next token. Asked again without news, it costs no pass."""
+    """Tell the distribution of the next token, or of the next byte, which is always told whole.
+
+    Asked again without news, it costs no pass.
+    """
 
     position: int  # the number in the reply of that token
     num_top: int = 0  # how many likeliest ids to tell; 0: all
@@ -125,9 +130,9 @@ class Rank:
 class Step:
     """The transcript's news, then what to do."""
 
-    base: int  # how much of the known reply stands: tokens, or bytes for Form.TEXT
+    base: int  # how much of the known reply stands: tokens, or bytes for Form.TEXT and Form.BYTES
     want: Draw | ScoreText | Rank
-    text: bytes = b""  # Form.TEXT: what follows the base, up to where this run began
+    text: bytes = b""  # what follows the base; for Form.TEXT up to where this run began
     token_ids: tuple[int, ...] = ()  # what follows; for Form.TEXT the member's own since then
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cluster.errors import ReplicaLost
 from cluster.members.base import MemberInfo
-from cluster.members.sequence import ReplicaSequence
+from cluster.members.opening import ReplicaSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ def distribution_to_proto(distribution: Distribution | None) -> pb.Distribution 
         ids=b"" if is_whole else ids_to_bytes(ids),
         logprobs=distribution.logprobs.astype(_LOGPROBS).tobytes(),
         rest=distribution.rest,
+        dropped=distribution.dropped,
     )
 
 
@@ -52,7 +53,7 @@ def distribution_from_proto(event: pb.StepEvent) -> Distribution | None:
     message = event.distribution
     logprobs = np.frombuffer(message.logprobs, dtype=_LOGPROBS).astype(np.float64)
     ids = ids_from_bytes(message.ids) if message.ids else np.arange(len(logprobs))
-    return Distribution(ids, logprobs, message.rest)
+    return Distribution(ids, logprobs, message.rest, message.dropped)
 
 
 def tokens_to_proto(tokens: Tokens) -> pb.GetVocabularyResponse:

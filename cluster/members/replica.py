@@ -12,8 +12,10 @@ import asyncio
 from collections.abc import Callable
 
 from cluster.engine.types import Output
-from cluster.members.base import Emit, MemberInfo, SequenceStart, Tokens
-from cluster.members.sequence import EngineFront, ReplicaSequence
+from cluster.members.base import Emit, Form, MemberInfo, SequenceStart, Tokens
+from cluster.members.bytewise import ByteSequence
+from cluster.members.opening import EngineFront, ReplicaSequence
+from cluster.members.sequence import TokenSequence
 from cluster.text.member import MemberText
 
 
@@ -34,9 +36,8 @@ class Replica:
 
     def open(self, start: SequenceStart, emit: Emit) -> ReplicaSequence:
         """Begin a sequence; answered by `Opened` or `Failed`."""
-        sequence = ReplicaSequence(
-            self.info, self.text, self.engine, start, emit, on_close=self._sequences.pop
-        )
+        make = ByteSequence if start.form is Form.BYTES else TokenSequence
+        sequence = make(self.info, self.text, self.engine, start, emit, self._sequences.pop)
         self._sequences[sequence.id] = sequence
         sequence.begin()
         return sequence

@@ -14,8 +14,8 @@ from cluster.errors import CuveeError
 from cluster.members import packed, wire
 from cluster.members.base import Event, Failed, StepEvent
 from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
+from cluster.members.opening import ReplicaSequence
 from cluster.members.replica import Replica
-from cluster.members.sequence import ReplicaSequence
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
 

@@ -46,6 +46,7 @@ _ROLE_NAMES = {value: name for name, value in _ROLES.items()}
 _FORMS = {
     Form.TOKEN_IDS: pb.EXCHANGE_FORM_TOKEN_IDS,
     Form.TEXT: pb.EXCHANGE_FORM_TEXT,
+    Form.BYTES: pb.EXCHANGE_FORM_BYTES,
 }
 _FORMS_BACK = {value: form for form, value in _FORMS.items()}
 _BORDERS = {
@@ -134,6 +135,7 @@ def start_to_proto(
         prefill=start.prefill,
         max_prompt_tokens=start.max_prompt_tokens,
         score_prompt=start.score_prompt,
+        min_share=start.min_share,
     )
     if start.prompt.messages is not None:
         message.chat.CopyFrom(chat_to_proto(start.prompt.messages))
@@ -167,6 +169,7 @@ def start_from_proto(message: pb.OpenSequence) -> SequenceStart:
         max_prompt_tokens=message.max_prompt_tokens,
         format=format_from_proto(message.format) if message.HasField("format") else None,
         score_prompt=message.score_prompt,
+        min_share=message.min_share,
     )
 
 

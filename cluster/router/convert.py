@@ -10,6 +10,7 @@ from cluster.router.plan import ServedBlend
 from cluster.router.requests import (
     FinishReason,
     GenerationRequest,
+    Law,
     MemberUsage,
     Outcome,
     Output,
@@ -37,6 +38,11 @@ _STATES = {
     ProposalState.LATE: pb.PROPOSAL_STATE_LATE,
     ProposalState.FAILED: pb.PROPOSAL_STATE_FAILED,
 }
+_LAWS = {
+    Law.EXACT: pb.LAW_EXACT,
+    Law.BOUNDED: pb.LAW_BOUNDED,
+    Law.APPROXIMATE: pb.LAW_APPROXIMATE,
+}
 _SPAN_UNITS: dict[pb.SpanUnit.ValueType, Span] = {
     pb.SPAN_UNIT_WORD: "word",
     pb.SPAN_UNIT_SENTENCE: "sentence",
@@ -46,6 +52,7 @@ _SPAN_UNITS_BACK = {span: unit for unit, span in _SPAN_UNITS.items()}
 _FORMS = {
     Form.TOKEN_IDS: pb_blend.EXCHANGE_KIND_TOKEN_IDS,
     Form.TEXT: pb_blend.EXCHANGE_KIND_TEXT,
+    Form.BYTES: pb_blend.EXCHANGE_KIND_BYTES,
 }
 
 
@@ -188,6 +195,8 @@ def outcome_to_proto(outcome: Outcome) -> pb.Outcome:
         blend=outcome.blend,
         blend_revision=outcome.revision,
         weights=outcome.weights,
+        law=_LAWS[outcome.law],
+        dropped_share=outcome.dropped_share,
     )
 
 
@@ -219,13 +228,9 @@ def score_to_proto(score: Score) -> pb.ScoreResponse:
         )
         for member in score.members
     ]
-    spelled = [token.bytes for token in score.members[0].tokens] if score.mixture else []
     return pb.ScoreResponse(
         members=members,
-        mixture_tokens=[
-            pb.TokenScore(bytes=text, logprob=logprob)
-            for text, logprob in zip(spelled, score.mixture, strict=True)
-        ],
+        mixture_tokens=[pb.TokenScore(bytes=t.bytes, logprob=t.logprob) for t in score.mixture],
         logprob=score.logprob,
         num_bytes=score.num_bytes,
         blend=score.blend,

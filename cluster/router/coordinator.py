@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from cluster.blending.adaptive import AdaptiveMixture
-from cluster.blending.base import Learner, Run, Together
+from cluster.blending.base import Combined, Learner, Run, Together
 from cluster.blending.routing import Cascade, Routed
 from cluster.errors import ReplicaLost
 from cluster.members.base import Doubt, Draw, Form, Member, Rank, RunEnd, Step, StepEvent
 from cluster.members.seat import Seat
 from cluster.router.plan import Plan
-from cluster.router.requests import FinishReason, MemberUsage, Outcome, Update
+from cluster.router.requests import FinishReason, Law, MemberUsage, Outcome, Update
 from cluster.router.seats import Seats
 from cluster.router.together import combined_next, drawn_token, told
 from cluster.router.transcript import Transcript
@@ -32,6 +32,8 @@ class Generation:
         self._seats = Seats(plan, members, lease_timeout_s)
         self._finish: FinishReason | None = None
         self._dropped = False  # the last run ended at a border, its next token dropped there
+        self._law = Law.EXACT
+        self._dropped_share = 0.0
 
     @property
     def usage(self) -> tuple[MemberUsage, ...]:
@@ -97,6 +99,7 @@ class Generation:
         if combined is None:
             self._finish = FinishReason.CONTEXT_FULL
             return Update()
+        self._note_law(combined)
         plan, position = self._plan, self._transcript.position
         token, at = drawn_token(combined, plan, position)
         if token.id in plan.tokens.end_ids and position >= plan.end_allowed_from:
@@ -219,8 +222,18 @@ class Generation:
             revision=self._plan.blend.revision,
             num_tokens=self._transcript.position,
             weights=self._weights(),
+            law=self._law,
+            dropped_share=self._dropped_share,
             usage=self.usage,
         )
+
+    def _note_law(self, combined: Combined) -> None:
+        """How exactly the reply so far has the law of its rule."""
+        self._dropped_share = sum(law.dropped for law in combined.told)
+        if self._dropped_share > 0:
+            self._law = Law.APPROXIMATE
+        elif combined.bound > 0:
+            self._law = Law.BOUNDED
 
     def _weights(self) -> dict[str, float]:
         """The members' weights now, where they follow the transcript."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from cluster.blending.base import Together
+from cluster.blending.base import Learner, Together
+from cluster.errors import InvalidRequest
 from cluster.members.base import Form, Member, ScoreText, SequenceStart, Step, StepToken
 from cluster.router.on_each import Answer, on_each
 from cluster.router.plan import (
@@ -20,9 +22,9 @@ from cluster.router.plan import (
     scoring_plan,
 )
 from cluster.router.requests import MemberScore, Score, ScoreRequest
-from cluster.router.scoring import blend_logprob, evidence_of, has_closed_form, mixture_logprobs
+from cluster.router.scoring import blend_logprob, evidence_of, has_closed_form, mixture_scores
 from cluster.router.seats import Seats
-from cluster.router.together import logprobs_along
+from cluster.router.together import combined_next, logprobs_along
 from cluster.router.transcript import Transcript
 from cluster.spec import LimitsSpec, SamplingSpec
 
@@ -62,12 +64,17 @@ async def measure(
         shares = evidence.weights()
     one_vocabulary = form_of(infos) is Form.TOKEN_IDS
     span = request.overrides.span or spec.span_for(one_vocabulary=one_vocabulary)
-    mixture: tuple[float, ...] = ()
-    if len(scores) > 1 and spec.draws_together and not has_closed_form(spec):
+    mixture: tuple[StepToken, ...] = ()
+    is_pinned = request.overrides.member is not None
+    if spec.draws_together and not (has_closed_form(spec) or is_pinned):
         plan = scoring_plan(request, blend, spec, sampling)
-        mixture = await _together(plan, scores[0].tokens, members, limits.lease_timeout_s)
+        tokens = scores[0].tokens
+        if plan.form is Form.BYTES:
+            spelled = request.continuation.encode()
+            tokens = tuple(StepToken(byte, plan.tokens.bytes[byte], 0.0) for byte in spelled)
+        mixture = await _together(plan, tokens, members, limits.lease_timeout_s)
     elif has_closed_form(spec) and one_vocabulary and span in ("token", 1):
-        mixture = mixture_logprobs(scores, evidence)
+        mixture = mixture_scores(scores, evidence)
     return Score(
         blend=blend.name,
         revision=blend.revision,
@@ -88,14 +95,40 @@ async def _together(
     tokens: Sequence[StepToken],
     members: Mapping[str, Member],
     lease_timeout_s: float,
-) -> tuple[float, ...]:
-    """Each token's log-probability where all members make the distribution."""
+) -> tuple[StepToken, ...]:
+    """Each token, or byte, as likely as all members together make it."""
     assert isinstance(plan.method, Together)
     speakers = plan.method.speakers
     seats = Seats(plan, members, lease_timeout_s)
     transcript = Transcript(plan.members, plan.form, ())
     try:
         await seats.sit_down(speakers, first=speakers)
-        return tuple(await logprobs_along(plan, seats, transcript, tokens))
+        if plan.form is Form.BYTES:
+            found = await _by_bytes(plan.method, seats, transcript, tokens)
+        else:
+            found = await logprobs_along(plan, seats, transcript, tokens)
+        scored = zip(tokens, found, strict=True)
+        return tuple(replace(token, logprob=logprob) for token, logprob in scored)
     finally:
         await seats.leave()
+
+
+async def _by_bytes(
+    method: Together, seats: Seats, transcript: Transcript, symbols: Sequence[StepToken]
+) -> list[float]:
+    """One byte after another: how it may be split into tokens depends on all before."""
+    found = []
+    for symbol in symbols:
+        combined = await combined_next(method, seats, transcript)
+        if combined is None:  # the whole text fitted, in canonical tokens
+            raise InvalidRequest(
+                "CONTINUATION_TOO_LONG",
+                "got a text that fills a member's context when it is read byte by byte; "
+                "expected a shorter one",
+                field="continuation",
+            )
+        found.append(combined.logprob_of(symbol.id))
+        if isinstance(method.rule, Learner):
+            method.rule.learn(combined.told, symbol.id)
+        transcript.commit(0, [symbol])
+    return found

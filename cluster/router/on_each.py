@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from cluster.members.base import Member, MemberInfo, SequenceStart, Step, StepToken
 from cluster.members.seat import Seat
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -33,10 +36,21 @@ async def on_each(
     try:
         for name in sorted(members):
             seats[name] = Seat(await members[name].lease(lease_timeout_s))
-        results = await asyncio.gather(*(_open_and_run(s, start, want) for s in seats.values()))
+        results = await all_of([_open_and_run(seat, start, want) for seat in seats.values()])
         return dict(zip(seats, results, strict=True))
     finally:
         await asyncio.gather(*(seat.close() for seat in seats.values()))
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; when one fails, the others are cancelled before its error goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _open_and_run(seat: Seat, start: SequenceStart, want: Step | None) -> Answer:

@@ -22,6 +22,7 @@ from cluster.spec import (
     AdaptSpec,
     BlendSpec,
     ChooseSpec,
+    CombinedSpec,
     ContrastSpec,
     EnsembleSpec,
     FuseSpec,
@@ -33,8 +34,10 @@ from cluster.spec import (
     SamplingSpec,
     UncertaintyGate,
 )
+from cluster.text.bytewise import END
 from cluster.text.grammar import OutputFormat
 
+_BYTES = Tokens((*(bytes([byte]) for byte in range(END)), b""), frozenset({END}))
 _CANDIDATES = 64  # ids that an expert tells at first; it is asked for more where that is too few
 
 
@@ -52,7 +55,7 @@ class ServedBlend:
     @property
     def form(self) -> Form:
         """How all its members together exchange what was said."""
-        return form_of(list(self.infos.values()))
+        return Form.BYTES if self.spec.by_bytes else form_of(list(self.infos.values()))
 
     @property
     def span(self) -> Span:
@@ -71,12 +74,13 @@ class Plan:
     sampling: SamplingParams
     seed: int
     prompt: Prompt
-    max_tokens: int
+    max_tokens: int  # bytes for Form.BYTES, as positions are
     end_allowed_from: int
     num_top: int
     max_prompt_tokens: int
     stop: tuple[str, ...]
     tokens: Tokens  # what ids stand for and which end a turn, where members draw together
+    min_share: float = 0.0  # for Form.BYTES
     decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
     format: OutputFormat | None = None  # what the whole reply has to match
 
@@ -101,6 +105,7 @@ class Plan:
             max_prompt_tokens=min(self.max_prompt_tokens, info.max_context - 1),
             format=self.format,
             score_prompt=score_prompt,
+            min_share=self.min_share,
         )
 
 
@@ -122,10 +127,11 @@ def make_plan(
     seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
     method = make_method(spec, request.overrides, blend, sampling, seed)
     members = tuple(spec.members)
+    by_bytes = spec.by_bytes and isinstance(method, Together)
     infos = [blend.infos[members[index]] for index in method.speakers]
     check_prompt_renders(request.prompt, _may_speak(spec, request.overrides, blend))
     if request.format is not None:
-        _check_format_holds(method, infos)
+        _check_format_holds(method, infos, by_bytes=by_bytes)
     stopping = request.stopping
     max_tokens = limits.max_new_tokens if stopping.max_tokens is None else stopping.max_tokens
     for name, given in (("max_tokens", max_tokens), ("min_tokens", stopping.min_tokens)):
@@ -139,7 +145,7 @@ def make_plan(
         blend=blend,
         members=members,
         method=method,
-        form=form_of(infos),
+        form=Form.BYTES if by_bytes else form_of(infos),
         sampling=sampling,
         seed=seed,
         prompt=request.prompt,
@@ -148,7 +154,8 @@ def make_plan(
         num_top=request.output.num_top_candidates,
         max_prompt_tokens=limits.max_prompt_tokens,
         stop=stopping.stop,
-        tokens=_common_tokens([blend.tokens[m] for m in members if m in blend.tokens]),
+        tokens=_tokens_of(blend, by_bytes=by_bytes),
+        min_share=_min_share_of(spec),
         decided=decided or {},
         format=request.format,
     )
@@ -163,7 +170,7 @@ def scoring_plan(
         blend=blend,
         members=members,
         method=make_method(spec, request.overrides, blend, sampling, seed=0),
-        form=Form.TOKEN_IDS,
+        form=Form.BYTES if spec.by_bytes else Form.TOKEN_IDS,
         sampling=sampling,
         seed=0,
         prompt=request.prompt,
@@ -172,17 +179,25 @@ def scoring_plan(
         num_top=0,
         max_prompt_tokens=NEVER_ENDS,
         stop=(),
-        tokens=_common_tokens([blend.tokens[m] for m in members if m in blend.tokens]),
+        tokens=_tokens_of(blend, by_bytes=spec.by_bytes),
+        min_share=_min_share_of(spec),
     )
 
 
-def _common_tokens(of_members: list[Tokens]) -> Tokens:
+def _tokens_of(blend: ServedBlend, *, by_bytes: bool) -> Tokens:
     """Of members with one vocabulary: what ends a turn for one of them does so for all."""
+    of_members = [blend.tokens[name] for name in blend.spec.members if name in blend.tokens]
+    if by_bytes:
+        return _BYTES
     if not of_members:
         return Tokens((), frozenset())
     return Tokens(
         of_members[0].bytes, frozenset().union(*(tokens.end_ids for tokens in of_members))
     )
+
+
+def _min_share_of(spec: BlendSpec) -> float:
+    return spec.min_share if isinstance(spec, CombinedSpec) else 0.0
 
 
 def overridden(blend: ServedBlend, overrides: Overrides) -> BlendSpec:
@@ -319,8 +334,17 @@ def sampling_params(given: Sampling, default: SamplingSpec) -> SamplingParams:
     )
 
 
-def _check_format_holds(method: Method | Together, infos: list[MemberInfo]) -> None:
+def _check_format_holds(
+    method: Method | Together, infos: list[MemberInfo], *, by_bytes: bool
+) -> None:
     """Refuse a format that the members cannot keep to alike."""
+    if by_bytes:
+        raise Unsupported(
+            "FORMAT_NEEDS_TOKENS",
+            "got a format for a blend by bytes; expected one by tokens, or one member pinned with "
+            "overrides.member",
+            field="format",
+        )
     if form_of(infos) is Form.TEXT:
         names = ", ".join(info.member for info in infos)
         raise Unsupported(

@@ -184,6 +184,14 @@ class ScoreRequest:
             )
 
 
+class Law(Enum):
+    """From which law a reply was drawn, compared with what its blend's rule says."""
+
+    EXACT = "exact"
+    BOUNDED = "bounded"  # each token says by how much at most it differs
+    APPROXIMATE = "approximate"  # by bytes: unlikely splits into tokens were left out
+
+
 class FinishReason(Enum):
     """Why a reply ended."""
 
@@ -259,6 +267,8 @@ class Outcome:
     usage: tuple[MemberUsage, ...]
     weights: Mapping[str, float] = field(default_factory=dict)  # at the end, where they adapt
     proposals: tuple[Proposal, ...] = ()
+    law: Law = Law.EXACT
+    dropped_share: float = 0.0  # of splits into tokens, summed over bytes and members
 
 
 @dataclass(slots=True)
@@ -292,7 +302,7 @@ class Score:
     blend: str
     revision: str
     members: tuple[MemberScore, ...]
-    mixture: tuple[float, ...]  # per token; empty where members have different tokens
+    mixture: tuple[StepToken, ...]  # tokens, or bytes; empty where members' tokens differ
     logprob: float | None
     num_bytes: int
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cluster.blending.adaptive import Evidence
 from cluster.blending.base import Span
+from cluster.members.base import StepToken
 from cluster.router.plan import evidence_for
 from cluster.router.requests import MemberScore
 from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec
@@ -14,7 +16,7 @@ from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec
 
 def has_closed_form(spec: BlendSpec) -> bool:
     """Whether the members' likelihoods decide the blend's."""
-    is_mean = isinstance(spec, EnsembleSpec) and spec.rule == "mean"
+    is_mean = isinstance(spec, EnsembleSpec) and spec.rule == "mean" and not spec.by_bytes
     return is_mean or isinstance(spec, MixtureSpec)
 
 
@@ -24,24 +26,23 @@ def evidence_of(spec: BlendSpec, weights: Sequence[float]) -> Evidence | None:
     return None if adapt is None else evidence_for(weights, adapt)
 
 
-def mixture_logprobs(
+def mixture_scores(
     members: tuple[MemberScore, ...], evidence: Evidence | None
-) -> tuple[float, ...]:
+) -> tuple[StepToken, ...]:
     """log Σ λᵢ pᵢ per token, for members with the same tokens.
 
     Where weights adapt, those of each token follow all tokens before it.
     """
     weights: Sequence[float] = [member.weight for member in members]
     found = []
-    for position in range(len(members[0].tokens)):
+    for position, token in enumerate(members[0].tokens):
         logprobs = [member.tokens[position].logprob for member in members]
         if evidence is not None:
             weights = evidence.weights()
             for index, member in enumerate(members):
                 evidence.note(index, position, [member.own_logprobs[position]])
-        found.append(
-            _log_sum_exp([math.log(w) + p for w, p in zip(weights, logprobs, strict=True) if w])
-        )
+        parts = [math.log(w) + p for w, p in zip(weights, logprobs, strict=True) if w]
+        found.append(replace(token, logprob=_log_sum_exp(parts)))
     return tuple(found)
 
 
@@ -49,19 +50,22 @@ def blend_logprob(
     members: tuple[MemberScore, ...],
     spec: BlendSpec,
     span: Span,
-    mixture: tuple[float, ...],
+    mixture: tuple[StepToken, ...],
     weights: Sequence[float],
 ) -> float | None:
     """The blend's log-likelihood where its law over a text has a closed form.
 
-    Span token: Σ log Σ λᵢ pᵢ. Span response: log Σ λᵢ Π pᵢ. One member: its own.
+    Span token: Σ log Σ λᵢ pᵢ. Span response: log Σ λᵢ Π pᵢ. One member: its own. Members that
+    draw together: what they make of each token, or of each byte.
     """
+    if mixture:
+        return math.fsum(token.logprob for token in mixture)
     if len(members) == 1:
         return members[0].logprob
     if isinstance(spec, MixtureSpec) and span == "response":
         parts = zip(members, weights, strict=True)
         return _log_sum_exp([math.log(weight) + m.logprob for m, weight in parts if weight])
-    return math.fsum(mixture) if mixture else None
+    return None
 
 
 def _log_sum_exp(values: list[float]) -> float:

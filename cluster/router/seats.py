@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
 
 from cluster.errors import ReplicaLost, Unavailable
 from cluster.members.base import Member
 from cluster.members.seat import Seat
+from cluster.router.on_each import all_of
 from cluster.router.plan import Plan, check_prompt_is_shared, check_same_member
 from cluster.router.requests import MemberUsage
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3  # a prompt that kills every replica it meets is not carried further
-
-T = TypeVar("T")
 
 
 class Seats:
@@ -114,14 +112,3 @@ class Seats:
         if seat := self._seats.pop(index, None):
             await seat.close()
             self.usage[index].seat += seat.usage
-
-
-async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; when one fails, the others are cancelled before its error goes on."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

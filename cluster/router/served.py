@@ -108,7 +108,10 @@ class Served:
 
     def _draws_together(self, name: str) -> bool:
         blends = self.spec.blends.values()
-        return any(blend.draws_together and name in blend.members for blend in blends)
+        return any(
+            blend.draws_together and not blend.by_bytes and name in blend.members
+            for blend in blends
+        )
 
     async def _learn(self, name: str) -> None:
         while name not in self._infos and not self.is_over:

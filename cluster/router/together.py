@@ -14,8 +14,9 @@ from cluster.distribution import Distribution
 from cluster.errors import ReplicaLost
 from cluster.members.base import Rank, StepEvent, StepToken, TopCandidate
 from cluster.randomness import Purpose, key
+from cluster.router.on_each import all_of
 from cluster.router.plan import Plan
-from cluster.router.seats import Seats, all_of
+from cluster.router.seats import Seats
 from cluster.router.transcript import Transcript
 
 MAX_TOLD_BYTES = 4 * 1024 * 1024  # of one step's answer

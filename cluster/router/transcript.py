@@ -59,8 +59,8 @@ class Transcript:
 
     @property
     def length(self) -> int:
-        """How much was said, in what members exchange: tokens, or bytes for Form.TEXT."""
-        return len(self._ids) if self._form is Form.TOKEN_IDS else len(self._bytes)
+        """How much was said, in what members exchange: tokens, or bytes for text and bytes."""
+        return len(self._bytes) if self._form is Form.TEXT else len(self._ids)
 
     @property
     def is_torn(self) -> bool:

@@ -9,7 +9,7 @@ Importing this costs pydantic and PyYAML, never torch or transformers.
 """
 
 from cluster.spec.blend import AdaptSpec, BlendBase, MixtureSpec, SamplingSpec
-from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
+from cluster.spec.combined import CombinedSpec, ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.load import load_spec, parse_mapping, parse_spec
 from cluster.spec.member import MemberSpec
 from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec, ServingSpec
@@ -32,6 +32,7 @@ __all__ = [
     "BlendSpec",
     "ChooseSpec",
     "ClusterSpec",
+    "CombinedSpec",
     "ContrastSpec",
     "EnsembleSpec",
     "ExampleGate",

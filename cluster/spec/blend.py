@@ -53,6 +53,11 @@ class BlendBase(Frozen):
         return {name: role for name, role in self.members.items() if isinstance(role, str)}
 
     @property
+    def by_bytes(self) -> bool:
+        """Whether members tell distributions over bytes instead of tokens."""
+        return False
+
+    @property
     def parameters(self) -> dict[str, float]:
         """The method's numbers by name, those that count here."""
         given = {name: getattr(self, name) for name in self.parameter_names}
@@ -83,8 +88,8 @@ class BlendBase(Frozen):
             return self
         values = self.model_dump()
         for name, value in given.items():
-            if name not in self.parameter_names:
-                known = ", ".join(self.parameter_names) or "none"
+            if name not in self.parameters:
+                known = ", ".join(self.parameters) or "none"
                 raise InvalidRequest(
                     "UNKNOWN_PARAMETER",
                     f"got {name!r}; expected a parameter of method {self.method}: {known}",
@@ -122,10 +127,11 @@ class BlendBase(Frozen):
             why = (
                 "wants one vocabulary" if self.method == "mixture" else f"has method {self.method}"
             )
+            other = "unit: byte, or " if self.draws_together else ""
             raise Unsupported(
                 "VOCABULARY_MISMATCH",
                 f"blend {name!r} {why}, but its members have {len(groups)} vocabularies "
-                f"({words}); expected one, or method mixture without exact or adapt",
+                f"({words}); expected one, or {other}method mixture without exact or adapt",
                 field="blend",
             )
 

@@ -11,19 +11,53 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from cluster.spec.blend import AdaptSpec, BlendBase, check_floor
 from cluster.spec.values import Named, Weights, refuse
 
+DEFAULT_MIN_SHARE = 1e-3  # measured: less changes bits per byte in the fourth digit
+
 
 class CombinedSpec(BlendBase):
-    """Every member tells its distribution of each token, and a rule makes one of them."""
+    """Every member tells its distribution of each token, or byte, and a rule makes one of them."""
+
+    unit: Literal["token", "byte"] = Field(
+        default="token", description="token, or byte, which needs no common vocabulary"
+    )
+    min_share: float = Field(
+        default=DEFAULT_MIN_SHARE,
+        ge=0,
+        lt=1,
+        description="of unit byte, a number of at least 0 and below 1: splits of the text into "
+        "tokens with a smaller share are left out (0: exact, for short texts only)",
+    )
+
+    @field_validator("min_share")
+    @classmethod
+    def _is_of_bytes(cls, min_share: float, info: ValidationInfo) -> float:
+        if min_share != DEFAULT_MIN_SHARE and info.data.get("unit") == "token":
+            raise refuse("expected unit: byte with it; tokens are not split")
+        return min_share
 
     @property
     def draws_together(self) -> bool:
         return True
 
+    @property
+    def by_bytes(self) -> bool:
+        return self.unit == "byte"
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        of_the_other_unit = "candidates" if self.by_bytes else "min_share"
+        found = super().parameters
+        return {name: value for name, value in found.items() if name != of_the_other_unit}
+
+    @property
+    def needs_one_vocabulary(self) -> bool:
+        return not self.by_bytes
+
 
 class EnsembleSpec(CombinedSpec):
     """The weighted mean of the members' distributions, or their weighted product."""
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("candidates",)
+    parameter_names: ClassVar[tuple[str, ...]] = ("candidates", "min_share")
 
     method: Literal["ensemble"] = Field(description="ensemble")
     rule: Literal["mean", "product"] = Field(
@@ -45,16 +79,29 @@ class EnsembleSpec(CombinedSpec):
         default=None, description="a mapping such as {strength: 1, window: 128, floor: 0.01}"
     )
 
-    @property
-    def rule_name(self) -> str:
-        return self.rule
+    @field_validator("candidates", "exact")
+    @classmethod
+    def _is_of_tokens(cls, given: int, info: ValidationInfo) -> int:
+        assert info.field_name is not None
+        default = cls.model_fields[info.field_name].default
+        if given != default and info.data.get("unit") == "byte":
+            raise refuse("expected unit: token with it; of bytes, members always tell all")
+        return given
 
     @field_validator("adapt")
     @classmethod
     def _can_adapt(cls, adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:
-        if adapt is not None and not (info.data.get("rule") == "mean" and info.data.get("exact")):
-            raise refuse("expected rule: mean and exact: true with it; others have fixed weights")
+        tells_all = info.data.get("exact") or info.data.get("unit") == "byte"
+        if adapt is not None and not (info.data.get("rule") == "mean" and tells_all):
+            raise refuse(
+                "expected rule: mean and exact: true or unit: byte with it; others have fixed "
+                "weights"
+            )
         return check_floor(adapt, info)
+
+    @property
+    def rule_name(self) -> str:
+        return self.rule
 
 
 def _check_roles(*expected: str) -> Any:
@@ -69,7 +116,7 @@ def _check_roles(*expected: str) -> Any:
 class ProxySpec(CombinedSpec):
     """A large model steered by the difference of two small ones (2401.08565, equation 1)."""
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("alpha",)
+    parameter_names: ClassVar[tuple[str, ...]] = ("alpha", "min_share")
 
     method: Literal["proxy"] = Field(description="proxy")
     members: Annotated[
@@ -83,7 +130,7 @@ class ProxySpec(CombinedSpec):
 class ContrastSpec(CombinedSpec):
     """What an expert finds likely and an amateur does not (contrastive decoding, 2210.15097)."""
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("beta", "plausibility")
+    parameter_names: ClassVar[tuple[str, ...]] = ("beta", "plausibility", "min_share")
 
     method: Literal["contrast"] = Field(description="contrast")
     members: Annotated[Named[Literal["expert", "amateur"]], _check_roles("expert", "amateur")] = (

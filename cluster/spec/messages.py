@@ -53,6 +53,9 @@ def problem_of(error: ErrorDetails, tree: type[BaseModel], document: Document) -
     given = location[-1] if error["loc"][-1:] == (_KEY,) else error["input"]
     if refused and isinstance(given, Mapping | BaseModel):
         return Problem(location, message)
+    _, field = _place(tagged, tree)
+    if refused and field is not None and field.annotation is bool:
+        return Problem(location, f"got {str(given).lower()}; {message}")
     return Problem(location, f"got {_shown(given, kind, location, document)}; {message}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import Unsupported
+from cluster.text.bytewise import ByteVocabulary
 from cluster.text.chat import Message, render_prompt
 from cluster.text.grammar import Guide, OutputFormat, make_tokenizer
 from cluster.text.retokenize import Canonical
@@ -39,6 +40,11 @@ class MemberText:
         except OSError:  # no generation_config.json
             end_ids = None
         return cls(load_tokenizer(folder), end_ids)
+
+    @cached_property
+    def byte_vocabulary(self) -> ByteVocabulary:
+        """The tokens in the order of their bytes, sorted when they are first needed."""
+        return ByteVocabulary(self.token_bytes, self.end_ids)
 
     def render(self, text: str | None, messages: Sequence[Message] | None) -> list[int]:
         """The prompt in this member's own tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from cuvee.v1 import blend_pb2
 from tests.cli.conftest import Cuvee
 from tests.cli.scripted_server import Script, make_blend
 
@@ -57,3 +58,13 @@ def test_a_server_without_ready_blends_says_so(script: Script, cuvee: Cuvee) -> 
     result = cuvee("blends")
     assert result.exit_code == 0
     assert "No blend is ready yet" in result.stdout
+
+
+def test_blends_by_bytes_say_so(script: Script, cuvee: Cuvee) -> None:
+    both = make_blend("both", ["ann", "bob"])
+    both.method, both.rule = "ensemble", "mean"
+    both.exchange_kind = blend_pb2.EXCHANGE_KIND_BYTES
+    both.parameters["min_share"] = 0.001
+    script.blends.append(both)
+    assert "mean, by bytes, min_share 0.001" in cuvee("blends").stdout
+    assert "each byte is drawn by all" in cuvee("blends", "both").stdout

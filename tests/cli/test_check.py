@@ -187,3 +187,14 @@ def test_nothing_is_cut_and_nothing_coloured_in_a_pipe(run: Check) -> None:
     assert "…" not in out
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) > 80
+
+
+def test_blends_by_bytes_are_named_so_and_not_warned_of_their_tokens(run: Check) -> None:
+    code, out = run(f"{A}, {C}", "mix: {method: ensemble, unit: byte, members: {a: 1, c: 1}}")
+    assert code == 0
+    assert "ensemble, mean, by bytes" in out
+    assert "2 vocabularies (a; c): each byte is drawn by all" in out
+    assert "word reads better" not in out
+    code, out = run(f"{A}, {C}", "mix: {method: ensemble, members: {a: 1, c: 1}}")
+    assert code == 1
+    assert "expected one, or unit: byte, or method mixture" in out

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from cluster.cli.main import app
 from cluster.cli.page import make_page
 from cluster.cli.paint import Voices
+from cluster.cli.tokens import spelled
 from cuvee.v1 import generation_pb2 as pb
 from tests.cli.scripted_server import make_blend
 from tests.rig import running
@@ -28,6 +29,7 @@ members:
 blends:
   mean: {{method: ensemble, candidates: 16, members: {{austen: 0.5, kjv: 0.5}}}}
   tuned: {{method: proxy, members: {{base: base, austen: expert, kjv: anti}}}}
+  letters: {{method: ensemble, unit: byte, members: {{austen: 0.5, kjv: 0.5}}}}
 """
 
 
@@ -83,3 +85,19 @@ def test_what_a_model_says_cannot_break_the_page() -> None:
     runs = re.findall(r"</sup>(.*?)</span>", reply.group(1), re.DOTALL)
     assert "".join(map(html.unescape, runs)) == evil
     assert "⟨a⟩" in page
+
+
+async def test_a_blend_by_bytes_has_a_line_per_byte_and_says_that_it_is_approximate() -> None:
+    result = await explained("--blend", "letters")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [str(i) for i in range(6)]
+    assert all(re.match(r" +\d+  '\\?.' ", line) for line in lines)
+    assert all(re.search(r"⟨a⟩\d+% ⟨k⟩\d+%", line) for line in lines)
+    assert re.search(r"approximate: \d\.\d\d% left out per byte", result.stderr)
+
+
+def test_what_is_no_whole_character_is_spelled_in_hexadecimal() -> None:
+    assert [spelled(bytes([byte])) for byte in "é".encode()] == [r"'\xc3'", r"'\xa9'"]
+    assert spelled("né".encode()) == "'né'"
+    assert spelled(b"\x1b[31m\xc3") == r"'\x1b[31m\xc3'"

@@ -50,7 +50,7 @@ def test_the_shortest_file_gets_every_default() -> None:
 
 def test_the_demo_file_of_the_package_is_valid() -> None:
     demo = load_spec(Path(__file__).parents[2] / "cluster/models/demo.yaml")
-    assert list(demo.blends) == ["demo", "demo-replies", "demo-words", "demo-mean"]
+    assert list(demo.blends) == ["demo", "demo-replies", "demo-words", "demo-mean", "demo-bytes"]
     assert demo.default_blend == "demo"
     assert demo.members["austen"].kv_memory_bytes == 64 << 20
 
@@ -402,6 +402,25 @@ THREE = MINIMAL[: MINIMAL.index("blends")].replace("b: {", "c: {model: embedded:
         ("{method: proxy, members: {a: base, b: expert, d: anti}}", "there is no member 'd'"),
         ("{method: contrast, members: {a: expert, b: expert}}", "each of expert, amateur once"),
         ("{method: contrast, beta: -1, members: {a: expert, b: amateur}}", "blends.m.beta: got -1"),
+        (
+            "{method: ensemble, unit: bit, members: {a: 1}}",
+            "blends.m.unit: got 'bit'; expected token",
+        ),
+        (
+            "{method: ensemble, unit: byte, exact: true, members: {a: 1}}",
+            "m.exact: got true; expected",
+        ),
+        (
+            "{method: ensemble, unit: byte, candidates: 9, members: {a: 1}}",
+            "m.candidates: got 9; exp",
+        ),
+        (
+            "{method: ensemble, min_share: 0.1, members: {a: 1}}",
+            "got 0.1; expected unit: byte with it",
+        ),
+        ("{method: ensemble, unit: byte, min_share: 1, members: {a: 1}}", "m.min_share: got 1"),
+        ("{method: mixture, unit: byte, members: {a: 1}}", "blends.m.unit: unknown key"),
+        ("{method: ensemble, unit: byte, rule: product, adapt: {}, members: {a: 1}}", "rule: mean"),
     ],
 )
 def test_every_mistake_in_a_method_is_explained(text: str, said: str) -> None:
@@ -418,3 +437,29 @@ def test_methods_with_roles_have_no_weights_and_survive_a_mapping() -> None:
     other = text.replace("b: expert, c: anti", "b: anti, c: expert")
     swapped = parse_spec(f"{THREE}blends: {{m: {other}}}\n")
     assert swapped.revision_of("m") != spec.revision_of("m")
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("{method: ensemble, members: {a: 1, b: 1}}", {"candidates": 256}),
+        ("{method: ensemble, unit: byte, members: {a: 1, b: 1}}", {"min_share": 1e-3}),
+        (
+            "{method: proxy, unit: byte, min_share: 0, members: {a: base, b: expert, c: anti}}",
+            {"alpha": 1.0, "min_share": 0.0},
+        ),
+        (
+            "{method: contrast, unit: byte, members: {a: expert, b: amateur}}",
+            {"beta": 1.0, "plausibility": 0.1, "min_share": 1e-3},
+        ),
+        ("{method: ensemble, unit: byte, adapt: {}, members: {a: 1}}", {"min_share": 1e-3}),
+    ],
+)
+def test_blends_by_bytes_need_no_common_vocabulary_and_survive_a_mapping(
+    text: str, parameters: dict[str, float]
+) -> None:
+    spec = parse_spec(f"{THREE}blends: {{m: {text}}}\n")
+    blend = spec.blends["m"]
+    assert blend.parameters == parameters
+    assert blend.needs_one_vocabulary == ("byte" not in text)
+    assert ClusterSpec.model_validate(spec.to_mapping()) == spec

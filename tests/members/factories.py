@@ -59,6 +59,7 @@ def make_replica(
     before_pass: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
     max_context: int = MAX_CONTEXT,
     vocab_size: int | None = None,
+    lead: float = 1.0,
 ) -> Replica:
     """A replica of the member `name` over a fake model; needs a running loop, and a `stop`.
 
@@ -72,6 +73,7 @@ def make_replica(
         max_context=max_context,
         before_pass=before_pass,
         likeliest=likeliest or chatter(text),
+        lead=lead,
     )
 
     def start(report: Callable[[list[Output]], None]) -> EngineThread:

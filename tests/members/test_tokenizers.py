@@ -48,6 +48,7 @@ UNITS = {
     "sentence": generation_pb2.SPAN_UNIT_SENTENCE,
 }
 PROMPT = "Say {}:"
+SURE = 40.0  # how far a parrot's logits are apart
 SAID = {**TEXTS, "prose": PROSE * 4}
 
 
@@ -55,12 +56,15 @@ SAID = {**TEXTS, "prose": PROSE * 4}
 async def rig() -> AsyncIterator[Rig]:
     async def build(name: str, spec: MemberSpec) -> Replica:
         texts = {PROMPT.format(name): said for name, said in SAID.items()}
-        return make_replica(name, Parrot(member_text(name), texts))
+        return make_replica(name, Parrot(member_text(name), texts), lead=SURE)
 
     members = "\n".join(f"  {name}: {{model: 'embedded:tiny-bytes'}}" for name in MAKES)
     weights = ", ".join(f"{name}: 1" for name in MAKES)
     blend = f"{{method: mixture, sampling: {{temperature: 0}}, members: {{{weights}}}}}"
-    spec = f"version: 1\nmembers:\n{members}\nblends:\n  all: {blend}\n"
+    by_bytes = blend.replace("mixture", "ensemble, unit: byte")
+    product = by_bytes.replace("ensemble", "ensemble, rule: product")
+    blends = f"  all: {blend}\n  bytes: {by_bytes}\n  product: {product}\n"
+    spec = f"version: 1\nmembers:\n{members}\nblends:\n{blends}"
     async with running(spec, build=build) as rig:
         yield rig
 
@@ -82,13 +86,21 @@ class Recital:
 
 
 async def recite(rig: Rig, text: str, speakers: tuple[str, ...], span: Any, seed: int) -> Recital:
-    """The reply, which is right."""
+    """The reply by turns, which is right."""
     wanted: dict[str, Any] = {"unit": UNITS[span]} if span in UNITS else {"num_tokens": span}
+    return await recital(rig, "all", text, speakers, seed, {"span": wanted})
+
+
+async def recital(
+    rig: Rig, blend: str, text: str, speakers: tuple[str, ...], seed: int, overrides: dict[str, Any]
+) -> Recital:
+    """The reply, which is right."""
     fields: dict[str, Any] = {
+        "blend": blend,
         "prompt": PROMPT.format(text),
         "sampling": {"seed": seed},
         "stopping": {"max_tokens": 1000},
-        "overrides": {"weights": dict.fromkeys(speakers, 1.0), "span": wanted},
+        "overrides": {"weights": dict.fromkeys(speakers, 1.0), **overrides},
     }
     request = generation_pb2.StreamGenerateRequest(**fields)
     pieces = [piece async for piece in rig.generation.StreamGenerate(request)]
@@ -159,3 +171,15 @@ async def test_a_word_that_another_goes_on_with_is_tokenized_anew_and_only_that(
     assert recital.num_runs > 60
     assert usage.processed_tokens < usage.prompt_tokens + 2 * num_tokens
     assert usage.processed_tokens * 15 < num_tokens * recital.num_runs  # each run from the start
+
+
+@pytest.mark.parametrize("blend", ["bytes", "product"])
+@pytest.mark.parametrize("text", sorted(TEXTS))
+async def test_by_bytes_the_text_comes_out_byte_for_byte(rig: Rig, text: str, blend: str) -> None:
+    recitals = await asyncio.gather(
+        *(recital(rig, blend, text, speakers, 1, {}) for speakers in PAIRS)
+    )
+    for recited, speakers in zip(recitals, PAIRS, strict=True):
+        assert all(len(token.bytes) == 1 for token in recited.tokens)
+        assert {share.member for share in recited.tokens[0].shares} == set(speakers)
+        assert recited.outcome.dropped_share < 1e-6

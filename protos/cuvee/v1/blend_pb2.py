@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from cuvee.v1 import generation_pb2 as cuvee_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63uvee/v1/blend.proto\x12\x08\x63uvee.v1\x1a\x19\x63uvee/v1/generation.proto\"\x8c\x01\n\x0b\x42lendMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0bmax_context\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\t\x12\x19\n\x11has_chat_template\x18\x06 \x01(\x08\x12\x0c\n\x04role\x18\x07 \x01(\t\"\xf9\x02\n\x05\x42lend\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x1c\n\x04span\x18\x04 \x01(\x0b\x32\x0e.cuvee.v1.Span\x12&\n\x07members\x18\x05 \x03(\x0b\x32\x15.cuvee.v1.BlendMember\x12\x10\n\x08revision\x18\x06 \x01(\t\x12-\n\rexchange_kind\x18\x07 \x01(\x0e\x32\x16.cuvee.v1.ExchangeKind\x12,\n\x10\x64\x65\x66\x61ult_sampling\x18\x08 \x01(\x0b\x32\x12.cuvee.v1.Sampling\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x0c\n\x04rule\x18\n \x01(\t\x12\x33\n\nparameters\x18\x0b \x03(\x0b\x32\x1f.cuvee.v1.Blend.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x13\n\x11ListBlendsRequest\"L\n\x12ListBlendsResponse\x12\x1f\n\x06\x62lends\x18\x01 \x03(\x0b\x32\x0f.cuvee.v1.Blend\x12\x15\n\rdefault_blend\x18\x02 \x01(\t\"\x1f\n\x0fGetBlendRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetBlendResponse\x12\x1e\n\x05\x62lend\x18\x01 \x01(\x0b\x32\x0f.cuvee.v1.Blend*b\n\x0c\x45xchangeKind\x12\x1d\n\x19\x45XCHANGE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XCHANGE_KIND_TOKEN_IDS\x10\x01\x12\x16\n\x12\x45XCHANGE_KIND_TEXT\x10\x02\x32\x9a\x01\n\x0c\x42lendService\x12G\n\nListBlends\x12\x1b.cuvee.v1.ListBlendsRequest\x1a\x1c.cuvee.v1.ListBlendsResponse\x12\x41\n\x08GetBlend\x12\x19.cuvee.v1.GetBlendRequest\x1a\x1a.cuvee.v1.GetBlendResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63uvee/v1/blend.proto\x12\x08\x63uvee.v1\x1a\x19\x63uvee/v1/generation.proto\"\x8c\x01\n\x0b\x42lendMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0bmax_context\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\t\x12\x19\n\x11has_chat_template\x18\x06 \x01(\x08\x12\x0c\n\x04role\x18\x07 \x01(\t\"\xf9\x02\n\x05\x42lend\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x1c\n\x04span\x18\x04 \x01(\x0b\x32\x0e.cuvee.v1.Span\x12&\n\x07members\x18\x05 \x03(\x0b\x32\x15.cuvee.v1.BlendMember\x12\x10\n\x08revision\x18\x06 \x01(\t\x12-\n\rexchange_kind\x18\x07 \x01(\x0e\x32\x16.cuvee.v1.ExchangeKind\x12,\n\x10\x64\x65\x66\x61ult_sampling\x18\x08 \x01(\x0b\x32\x12.cuvee.v1.Sampling\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x0c\n\x04rule\x18\n \x01(\t\x12\x33\n\nparameters\x18\x0b \x03(\x0b\x32\x1f.cuvee.v1.Blend.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x13\n\x11ListBlendsRequest\"L\n\x12ListBlendsResponse\x12\x1f\n\x06\x62lends\x18\x01 \x03(\x0b\x32\x0f.cuvee.v1.Blend\x12\x15\n\rdefault_blend\x18\x02 \x01(\t\"\x1f\n\x0fGetBlendRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetBlendResponse\x12\x1e\n\x05\x62lend\x18\x01 \x01(\x0b\x32\x0f.cuvee.v1.Blend*{\n\x0c\x45xchangeKind\x12\x1d\n\x19\x45XCHANGE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XCHANGE_KIND_TOKEN_IDS\x10\x01\x12\x16\n\x12\x45XCHANGE_KIND_TEXT\x10\x02\x12\x17\n\x13\x45XCHANGE_KIND_BYTES\x10\x03\x32\x9a\x01\n\x0c\x42lendService\x12G\n\nListBlends\x12\x1b.cuvee.v1.ListBlendsRequest\x1a\x1c.cuvee.v1.ListBlendsResponse\x12\x41\n\x08GetBlend\x12\x19.cuvee.v1.GetBlendRequest\x1a\x1a.cuvee.v1.GetBlendResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLEND_PARAMETERSENTRY']._loaded_options = None
   _globals['_BLEND_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_EXCHANGEKIND']._serialized_start=768
-  _globals['_EXCHANGEKIND']._serialized_end=866
+  _globals['_EXCHANGEKIND']._serialized_end=891
   _globals['_BLENDMEMBER']._serialized_start=62
   _globals['_BLENDMEMBER']._serialized_end=202
   _globals['_BLEND']._serialized_start=205
@@ -50,6 +50,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETBLENDREQUEST']._serialized_end=714
   _globals['_GETBLENDRESPONSE']._serialized_start=716
   _globals['_GETBLENDRESPONSE']._serialized_end=766
-  _globals['_BLENDSERVICE']._serialized_start=869
-  _globals['_BLENDSERVICE']._serialized_end=1023
+  _globals['_BLENDSERVICE']._serialized_start=894
+  _globals['_BLENDSERVICE']._serialized_end=1048
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,8 @@ class _ExchangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exchange
     """Token ids: one vocabulary, exact."""
     EXCHANGE_KIND_TEXT: _ExchangeKind.ValueType  # 2
     """Text: different vocabularies, each member keeps its own tokenization."""
+    EXCHANGE_KIND_BYTES: _ExchangeKind.ValueType  # 3
+    """Distributions over bytes: any vocabularies, every byte by all members."""
 
 class ExchangeKind(_ExchangeKind, metaclass=_ExchangeKindEnumTypeWrapper):
     """How members of a blend tell each other what was said."""
@@ -42,6 +44,8 @@ EXCHANGE_KIND_TOKEN_IDS: ExchangeKind.ValueType  # 1
 """Token ids: one vocabulary, exact."""
 EXCHANGE_KIND_TEXT: ExchangeKind.ValueType  # 2
 """Text: different vocabularies, each member keeps its own tokenization."""
+EXCHANGE_KIND_BYTES: ExchangeKind.ValueType  # 3
+"""Distributions over bytes: any vocabularies, every byte by all members."""
 Global___ExchangeKind: _TypeAlias = ExchangeKind  # noqa: Y015
 
 @_typing.final

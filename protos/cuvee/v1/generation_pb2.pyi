@@ -159,6 +159,34 @@ PROPOSAL_STATE_FAILED: ProposalState.ValueType  # 3
 """Its member failed, and others were enough."""
 Global___ProposalState: _TypeAlias = ProposalState  # noqa: Y015
 
+class _Law:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LawEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Law.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LAW_UNSPECIFIED: _Law.ValueType  # 0
+    """Not known."""
+    LAW_EXACT: _Law.ValueType  # 1
+    """From the very one, but for rounding."""
+    LAW_BOUNDED: _Law.ValueType  # 2
+    """From likely tokens only; each token's truncation_bound says by how much at most that differs."""
+    LAW_APPROXIMATE: _Law.ValueType  # 3
+    """By bytes: unlikely splits of the text into tokens were left out; see dropped_share."""
+
+class Law(_Law, metaclass=_LawEnumTypeWrapper):
+    """From which law a reply was drawn, compared with what its blend's rule says."""
+
+LAW_UNSPECIFIED: Law.ValueType  # 0
+"""Not known."""
+LAW_EXACT: Law.ValueType  # 1
+"""From the very one, but for rounding."""
+LAW_BOUNDED: Law.ValueType  # 2
+"""From likely tokens only; each token's truncation_bound says by how much at most that differs."""
+LAW_APPROXIMATE: Law.ValueType  # 3
+"""By bytes: unlikely splits of the text into tokens were left out; see dropped_share."""
+Global___Law: _TypeAlias = Law  # noqa: Y015
+
 @_typing.final
 class ChatMessage(_message.Message):
     """One message of a conversation."""
@@ -212,7 +240,8 @@ Global___Chat: _TypeAlias = Chat  # noqa: Y015
 @_typing.final
 class Sampling(_message.Message):
     """How each member's distribution is warped before it is mixed: temperature, then top-k, then top-p,
-    then min-p. What is absent takes the blend's default.
+    then min-p. In blends by bytes these act on the distribution of the next byte. What is absent takes
+    the blend's default.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -279,9 +308,11 @@ class Stopping(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Most tokens to draw, at least 1. Default and maximum: the server's limit."""
+    """Most tokens to draw, at least 1; of blends by bytes, most bytes. Default and maximum: the server's
+    limit.
+    """
     min_tokens: _builtins.int
-    """No end of turn before this many tokens. Default 0."""
+    """No end of turn before this many tokens, or bytes. Default 0."""
     ignore_eos: _builtins.bool
     """Never end the turn by itself; only tokens, stop strings and context length end the reply."""
     @_builtins.property
@@ -707,7 +738,7 @@ class Token(_message.Message):
     bytes: _builtins.bytes
     """Its raw bytes; may end or begin inside a character."""
     id: _builtins.int
-    """Its id in the member's vocabulary."""
+    """Its id in the member's vocabulary; of blends by bytes, the byte."""
     position: _builtins.int
     """Its number in the reply, from 0."""
     logprob: _builtins.float
@@ -811,7 +842,7 @@ class Usage(_message.Message):
     prompt_tokens: _builtins.int
     """The longest prompt over the members used, in tokens."""
     completion_tokens: _builtins.int
-    """Tokens of the reply."""
+    """Tokens of the reply; of blends by bytes, bytes."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberUsage]:
         """One entry per member used, in the blend's order."""
@@ -925,6 +956,8 @@ class Outcome(_message.Message):
     BLEND_REVISION_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     PROPOSALS_FIELD_NUMBER: _builtins.int
+    LAW_FIELD_NUMBER: _builtins.int
+    DROPPED_SHARE_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     stop_string: _builtins.str
@@ -935,6 +968,13 @@ class Outcome(_message.Message):
     """The blend that answered."""
     blend_revision: _builtins.str
     """The blend's revision: a hash of its members, weights and method."""
+    law: Global___Law.ValueType
+    """From which law it was drawn."""
+    dropped_share: _builtins.float
+    """For LAW_APPROXIMATE: the share of a member's probability that lay with splits it left out, summed
+    over the bytes at which it left them out and over members. 1 is added where none it had left
+    fitted what others said, so that it began anew.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What it cost."""
@@ -958,10 +998,12 @@ class Outcome(_message.Message):
         blend_revision: _builtins.str = ...,
         weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         proposals: _abc.Iterable[Global___Proposal] | None = ...,
+        law: Global___Law.ValueType = ...,
+        dropped_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "finish_reason", b"finish_reason", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "dropped_share", b"dropped_share", "finish_reason", b"finish_reason", "law", b"law", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1183,7 +1225,9 @@ class ScoreResponse(_message.Message):
 
     @_builtins.property
     def mixture_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenScore]:
-        """Per token under the mixture; only for spans of one token and members with one vocabulary."""
+        """Per token under the mixture, for spans of one token and members with one vocabulary; per byte for
+        blends by bytes.
+        """
 
     def __init__(
         self,

@@ -32,6 +32,8 @@ class _ExchangeFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exchange
     """Token ids of one vocabulary."""
     EXCHANGE_FORM_TEXT: _ExchangeForm.ValueType  # 2
     """UTF-8 text."""
+    EXCHANGE_FORM_BYTES: _ExchangeForm.ValueType  # 3
+    """Bytes, each drawn from distributions over bytes: symbols 0 to 255, and 256 for the end."""
 
 class ExchangeForm(_ExchangeForm, metaclass=_ExchangeFormEnumTypeWrapper):
     """In what form members tell each other what was said."""
@@ -42,6 +44,8 @@ EXCHANGE_FORM_TOKEN_IDS: ExchangeForm.ValueType  # 1
 """Token ids of one vocabulary."""
 EXCHANGE_FORM_TEXT: ExchangeForm.ValueType  # 2
 """UTF-8 text."""
+EXCHANGE_FORM_BYTES: ExchangeForm.ValueType  # 3
+"""Bytes, each drawn from distributions over bytes: symbols 0 to 255, and 256 for the end."""
 Global___ExchangeForm: _TypeAlias = ExchangeForm  # noqa: Y015
 
 class _CertaintyMeasure:
@@ -296,6 +300,7 @@ class OpenSequence(_message.Message):
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     SCORE_PROMPT_FIELD_NUMBER: _builtins.int
+    MIN_SHARE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Chosen by the router, unique on the stream."""
     lease_id: _builtins.str
@@ -318,6 +323,8 @@ class OpenSequence(_message.Message):
     """Report the model's log-probabilities of all prompt tokens but the first, before all other
     news_logprobs, when the prompt is processed; and a digest of the prompt.
     """
+    min_share: _builtins.float
+    """Bytes form: splits of the text into tokens with a smaller share of all are not followed."""
     @_builtins.property
     def chat(self) -> _generation_pb2.Chat:
         """A conversation, rendered with the member's own chat template."""
@@ -346,10 +353,11 @@ class OpenSequence(_message.Message):
         max_prompt_tokens: _builtins.int = ...,
         format: _generation_pb2.OutputFormat | None = ...,
         score_prompt: _builtins.bool = ...,
+        min_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "end_allowed_from", b"end_allowed_from", "form", b"form", "format", b"format", "input", b"input", "lease_id", b"lease_id", "lease_secret", b"lease_secret", "max_prompt_tokens", b"max_prompt_tokens", "num_top_candidates", b"num_top_candidates", "prefill", b"prefill", "prompt", b"prompt", "sampling", b"sampling", "score_prompt", b"score_prompt", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "end_allowed_from", b"end_allowed_from", "form", b"form", "format", b"format", "input", b"input", "lease_id", b"lease_id", "lease_secret", b"lease_secret", "max_prompt_tokens", b"max_prompt_tokens", "min_share", b"min_share", "num_top_candidates", b"num_top_candidates", "prefill", b"prefill", "prompt", b"prompt", "sampling", b"sampling", "score_prompt", b"score_prompt", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -373,9 +381,9 @@ class Step(_message.Message):
     sequence: _builtins.int
     """The sequence."""
     base: _builtins.int
-    """How much of the reply known to the replica stands: tokens, or bytes in text form."""
+    """How much of the reply known to the replica stands: tokens, or bytes in text and bytes form."""
     text: _builtins.bytes
-    """Text form: what follows the base, up to where this member's run begins."""
+    """Text form: what follows the base, up to where this member's run begins. Bytes form: all of it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids that follow: of all members, or in text form this member's own since its run began."""
@@ -535,7 +543,10 @@ Global___ScoreText: _TypeAlias = ScoreText  # noqa: Y015
 
 @_typing.final
 class Rank(_message.Message):
-    """Reports the distribution of the next token, or of the last given ones too. Asked again without news, it takes no forward pass."""
+    """Reports the distribution of the next token, or of the last given ones too. Asked again without news, it takes no forward pass.
+    Reports the distribution of the next token; in bytes form that of the next byte, always whole.
+    Asked again without news, it takes no forward pass.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -584,22 +595,26 @@ class Distribution(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     REST_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
     ids: _builtins.bytes
     """The ids, ascending: unsigned 32-bit integers, lowest byte first. Empty: 0, 1, 2, …"""
     logprobs: _builtins.bytes
     """Their natural log-probabilities: 32-bit floats, lowest byte first."""
     rest: _builtins.float
     """The probability of all other ids together."""
+    dropped: _builtins.float
+    """Bytes form: the shares of splits into tokens that were not followed, summed over the reply."""
     def __init__(
         self,
         *,
         ids: _builtins.bytes = ...,
         logprobs: _builtins.bytes = ...,
         rest: _builtins.float = ...,
+        dropped: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "logprobs", b"logprobs", "rest", b"rest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "ids", b"ids", "logprobs", b"logprobs", "rest", b"rest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
