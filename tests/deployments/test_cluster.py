@@ -42,6 +42,7 @@ def test_a_seed_gives_its_text_alone_and_among_sixteen_over_two_replicas(
 
 def test_fifty_requests_of_all_methods_at_once_say_what_each_says_alone(client: Client) -> None:
     blends = ["tokens", "replies", "mixed", "adaptive", "mean", "product", "contrast"]
+    blends += ["sure", "near", "likely", "agreed", "team"]
     requests: list[dict[str, Any]] = [
         {"blend": blends[i % len(blends)], "stopping": {"max_tokens": 24}, **sampling(i)}
         for i in range(50)
@@ -96,6 +97,30 @@ def test_a_replica_killed_in_mid_stream_leaves_no_trace_in_the_text(
     assert sum(usage.leases for usage in usages) > len(usages)  # some did lose their replica
     await_replicas(client, "austen", 2)
     assert victim not in client.replicas("austen")
+
+
+def test_a_ranker_killed_is_asked_again(client: Client) -> None:
+    before = client.stream(blend="agreed", **sampling(4))
+    (victim,) = client.processes("ranker-alike")
+    os.kill(victim, signal.SIGKILL)
+    after = client.stream(blend="agreed", **sampling(4))
+    assert after.text == before.text
+    scores = [proposal.score for proposal in before.outcome.proposals]
+    assert [p.score for p in after.outcome.proposals] == pytest.approx(scores, abs=1e-5)
+    assert victim not in client.processes("ranker-alike")
+
+
+def test_proposals_survive_the_loss_of_a_replica(client: Client) -> None:
+    fields: dict[str, Any] = {"blend": "likely", **LONG, **sampling(5)}
+    undisturbed = client.stream(**fields)
+    await_replicas(client, "austen", 2)
+    with ThreadPoolExecutor(1) as pool:
+        disturbed = pool.submit(client.stream, **fields)
+        time.sleep(0.3)
+        os.kill(next(iter(client.replicas("austen"))), signal.SIGKILL)
+        texts = [proposal.text for proposal in disturbed.result().outcome.proposals]
+    assert texts == [proposal.text for proposal in undisturbed.outcome.proposals]
+    await_replicas(client, "austen", 2)
 
 
 def await_replicas(client: Client, member: str, num: int) -> None:
