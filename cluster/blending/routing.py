@@ -8,13 +8,17 @@ own: they weigh a mixture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from cluster.blending.base import Run, Span
 from cluster.blending.gates import Choice, Network
 from cluster.blending.mixture import BORDERS, Mixture
+from cluster.distribution import Logprobs
 from cluster.text.borders import Border
 
 _NOT_ON = (0.0, 0.0)  # at a border, no draw makes the run go on
@@ -45,6 +49,17 @@ class Cascade:
     def span_tokens(self) -> int:
         """The span's length, 0 where it has none."""
         return 1 if self.span == "token" else self.span if isinstance(self.span, int) else 0
+
+    def weights_after(self, logprobs: Logprobs) -> list[float]:
+        """Who would speak a span that begins where the first member expects this, [vocabulary]."""
+        p = np.exp(logprobs)
+        is_sure = float(p.max()) >= self.threshold
+        if self.measure == "entropy":
+            is_sure = float(-(p * np.where(p > 0, logprobs, 0.0)).sum()) <= self.threshold
+        if is_sure:
+            return [float(index == self.first) for index in range(len(self.weights))]
+        total = math.fsum(self.weights)
+        return [weight / total for weight in self.weights]
 
     def doubt(self, position: int) -> None:
         """The first member was not sure of the span that begins here."""
@@ -84,7 +99,11 @@ class Routed:
 
     def decide(self, position: int, state: Sequence[float]) -> None:
         """The reader's hidden state after all tokens before the position."""
-        self._decided = position, self.choice.weights(self.network.logits(state))
+        self._decided = position, self.weights_after(state)
+
+    def weights_after(self, state: Sequence[float]) -> list[float]:
+        """What the gate makes of a hidden state."""
+        return self.choice.weights(self.network.logits(state))
 
     def weights(self) -> list[float]:
         """The members' shares at the last decision; empty before the first."""

@@ -125,19 +125,26 @@ class Router:
             if isinstance(spec, ChooseSpec):
                 return choose(panel, ranking, spec, request.prompt, list(weights))
             return fuse(panel, ranking, spec, request.prompt, seed)
-        if not is_pinned and isinstance(spec, RouteSpec) and spec.decides_once:
-            prior = blend_weights(spec, request.overrides)
-            decided = await self._served.gates.weights(blend, spec, prior, request.prompt)
-            plan = make_plan(request, blend, limits, fresh_seed, decided)
-        else:
-            plan = make_plan(request, blend, limits, fresh_seed)
+        decided = await self._decided(blend, request)
+        plan = make_plan(request, blend, limits, fresh_seed, decided)
         return Generation(plan, self._served.members, limits.lease_timeout_s).updates()
 
     async def score(self, request: ScoreRequest) -> Score:
         """Measure a continuation under every member that takes part, and under the blend."""
         blend = self.blend(request.blend)
         with self._admitted():
-            return await measure(request, blend, self._served.members, self.spec.limits)
+            decided = await self._decided(blend, request)
+            return await measure(request, blend, self._served.members, self.spec.limits, decided)
+
+    async def _decided(
+        self, blend: ServedBlend, request: GenerationRequest | ScoreRequest
+    ) -> dict[str, float] | None:
+        """The weights of a gate that reads the prompt alone, if the blend has one."""
+        spec, overrides = overridden(blend, request.overrides), request.overrides
+        if overrides.member or not (isinstance(spec, RouteSpec) and spec.decides_once):
+            return None
+        prior = blend_weights(spec, overrides)
+        return await self._served.gates.weights(blend, spec, prior, request.prompt)
 
     async def count_tokens(self, blend_name: str, prompt: Prompt) -> dict[str, tuple[int, int]]:
         """By member: the prompt's tokens, and the most that member can hold."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from cluster.blending.base import Learner, Together
 from cluster.errors import InvalidRequest
 from cluster.members.base import Form, Member, ScoreText, SequenceStart, Step, StepToken
+from cluster.router.gated_scores import weights_along
 from cluster.router.on_each import Answer, on_each
 from cluster.router.plan import (
     Plan,
@@ -26,15 +27,26 @@ from cluster.router.scoring import blend_logprob, evidence_of, has_closed_form, 
 from cluster.router.seats import Seats
 from cluster.router.together import combined_next, logprobs_along
 from cluster.router.transcript import Transcript
-from cluster.spec import LimitsSpec, SamplingSpec
+from cluster.spec import LimitsSpec, RouteSpec, SamplingSpec, UncertaintyGate
 
 
 async def measure(
-    request: ScoreRequest, blend: ServedBlend, members: Mapping[str, Member], limits: LimitsSpec
+    request: ScoreRequest,
+    blend: ServedBlend,
+    members: Mapping[str, Member],
+    limits: LimitsSpec,
+    decided: Mapping[str, float] | None = None,
 ) -> Score:
-    """Score a continuation under every member that takes part, and under the blend."""
+    """Score a continuation under every member that takes part, and under the blend.
+
+    `decided`: the weights of a gate that has read the prompt.
+    """
     spec = overridden(blend, request.overrides)
+    if decided is not None:
+        request = replace(request, overrides=replace(request.overrides, weights=decided))
     weights = {n: w for n, w in blend_weights(spec, request.overrides).items() if w > 0}
+    if isinstance(spec, RouteSpec) and isinstance(spec.gate, UncertaintyGate):
+        weights.setdefault(spec.gate.first, 0.0)  # it speaks, whatever its weight
     infos = [blend.infos[name] for name in weights]
     check_prompt_renders(request.prompt, infos)
     sampling = sampling_params(request.sampling, SamplingSpec())
@@ -73,6 +85,15 @@ async def measure(
             spelled = request.continuation.encode()
             tokens = tuple(StepToken(byte, plan.tokens.bytes[byte], 0.0) for byte in spelled)
         mixture = await _together(plan, tokens, members, limits.lease_timeout_s)
+    elif isinstance(spec, RouteSpec) and not (spec.decides_once or is_pinned) and one_vocabulary:
+        if span in ("token", 1, "response"):
+            plan = scoring_plan(request, blend, spec, sampling)
+            by_token = await weights_along(plan, scores[0].tokens, members, limits.lease_timeout_s)
+            by_name = [dict(zip(spec.members, w, strict=True)) for w in by_token]
+            gated = [[w[name] for name in weights] for w in by_name]
+            shares = gated[0]
+            if span != "response":
+                mixture = mixture_scores(scores, gated=gated)
     elif has_closed_form(spec) and one_vocabulary and span in ("token", 1):
         mixture = mixture_scores(scores, evidence)
     return Score(

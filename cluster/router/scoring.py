@@ -11,13 +11,14 @@ from cluster.blending.base import Span
 from cluster.members.base import StepToken
 from cluster.router.plan import evidence_for
 from cluster.router.requests import MemberScore
-from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec
+from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec, RouteSpec
 
 
 def has_closed_form(spec: BlendSpec) -> bool:
     """Whether the members' likelihoods decide the blend's."""
     is_mean = isinstance(spec, EnsembleSpec) and spec.rule == "mean" and not spec.by_bytes
-    return is_mean or isinstance(spec, MixtureSpec)
+    is_gated = isinstance(spec, RouteSpec) and spec.decides_once  # then it is a mixture
+    return is_mean or is_gated or isinstance(spec, MixtureSpec)
 
 
 def evidence_of(spec: BlendSpec, weights: Sequence[float]) -> Evidence | None:
@@ -27,16 +28,21 @@ def evidence_of(spec: BlendSpec, weights: Sequence[float]) -> Evidence | None:
 
 
 def mixture_scores(
-    members: tuple[MemberScore, ...], evidence: Evidence | None
+    members: tuple[MemberScore, ...],
+    evidence: Evidence | None = None,
+    gated: Sequence[Sequence[float]] = (),
 ) -> tuple[StepToken, ...]:
     """log Σ λᵢ pᵢ per token, for members with the same tokens.
 
-    Where weights adapt, those of each token follow all tokens before it.
+    Where weights adapt, those of each token follow all tokens before it. `gated`: a gate's weights
+    of each token.
     """
     weights: Sequence[float] = [member.weight for member in members]
     found = []
     for position, token in enumerate(members[0].tokens):
         logprobs = [member.tokens[position].logprob for member in members]
+        if gated:
+            weights = gated[position]
         if evidence is not None:
             weights = evidence.weights()
             for index, member in enumerate(members):
@@ -62,7 +68,7 @@ def blend_logprob(
         return math.fsum(token.logprob for token in mixture)
     if len(members) == 1:
         return members[0].logprob
-    if isinstance(spec, MixtureSpec) and span == "response":
+    if isinstance(spec, MixtureSpec | RouteSpec) and span == "response":
         parts = zip(members, weights, strict=True)
         return _log_sum_exp([math.log(weight) + m.logprob for m, weight in parts if weight])
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from cluster.router.requests import (
     Overrides,
     ReplyToken,
     Sampling,
+    ScoreRequest,
     Stopping,
 )
 from cluster.spec import RouteSpec, parse_spec
@@ -309,6 +310,49 @@ async def test_examples_and_learned_gates_weigh_the_prompt(rig: Rig) -> None:
     given = {n: w for n, w in outcome.weights.items() if w > 0}
     again = await generate(rig, "alone", 2, max_tokens=30, weights=given)
     assert [t.token.id for t in tokens] == [t.token.id for t in again[1]], "a mixture by these"
+
+
+async def test_scores_have_the_law_that_is_drawn_from(rig: Rig) -> None:
+    begin = tuple(tokenizer()(TEXT).input_ids)
+    text = " in those days, that the king"
+    ids = tuple(tokenizer()(text).input_ids)
+
+    def along(weigh: Callable[[tuple[int, ...]], dict[str, float]]) -> list[float]:
+        found = []
+        for place, token in enumerate(ids):
+            before = begin + ids[:place]
+            weights = weigh(before)
+            found.append(np.log(sum(w * law(n, before)[token] for n, w in weights.items() if w)))
+        return found
+
+    def cascade(blend: str) -> Callable[[tuple[int, ...]], dict[str, float]]:
+        return lambda ids: {"kjv" if in_doubt(law("austen", ids), blend) else "austen": 1.0}
+
+    def learned(ids: tuple[int, ...]) -> dict[str, float]:
+        logits = STATE_GATE.logits(state("kjv", ids))
+        return dict(zip(NAMES, Choice([1 / 3] * 3, 2, [0] * 3).weights(logits), strict=True))
+
+    _, _, outcome = await generate(rig, "asked", 2)
+    decided = dict(outcome.weights)
+    for blend, weigh in (
+        ("sure", cascade("sure")),
+        ("calm", cascade("calm")),
+        ("learned", learned),
+        ("keys", lambda ids: {"kjv": 1.0}),
+        ("asked", lambda ids: decided),
+    ):
+        score = await rig.router.score(ScoreRequest(blend, Prompt(text=TEXT), text))
+        expected = along(weigh)
+        if score.mixture:
+            found = [token.logprob for token in score.mixture]
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert score.logprob == pytest.approx(sum(expected), abs=1e-3)
+    score = await rig.router.score(ScoreRequest("whole", Prompt(text=TEXT), text))
+    logits = STATE_GATE.logits(state("kjv", begin))
+    best = NAMES[int(np.argmax(logits))]
+    assert score.logprob == pytest.approx(sum(along(lambda ids: {best: 1.0})), abs=1e-3)
+    score = await rig.router.score(ScoreRequest("threes", Prompt(text=TEXT), text))
+    assert score.logprob is None, "where spans of three begin, a text does not say"
 
 
 async def test_prices_make_the_cheaper_member_speak(rig: Rig) -> None:
