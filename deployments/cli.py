@@ -110,6 +110,7 @@ def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> Clus
 def _check_models(spec: ClusterSpec) -> None:
     """Refuse at once what replicas would refuse after a minute."""
     from cluster.errors import CuveeError
+    from cluster.gates.file import gate_of
     from cluster.models.facts import read_vocabulary
     from cluster.models.reference import ModelKind
     from cluster.models.resolve import resolve
@@ -132,13 +133,14 @@ def _check_models(spec: ClusterSpec) -> None:
                 error.field = f"rankers.{name}.model"
                 raise
     for name, blend in spec.blends.items():
-        if blend.needs_one_vocabulary and all(member in folders for member in blend.members):
-            try:
+        try:
+            gate_of(spec, blend)
+            if blend.needs_one_vocabulary and all(member in folders for member in blend.members):
                 found = {m: read_vocabulary(folders[m]).fingerprint for m in blend.members}
                 blend.check_vocabularies(name, found)
-            except CuveeError as error:
-                error.field = f"blends.{name}"
-                raise
+        except CuveeError as error:
+            error.field = f"blends.{name}"
+            raise
 
 
 @contextmanager

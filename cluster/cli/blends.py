@@ -121,8 +121,9 @@ def rule_words(blend: blend_pb2.Blend) -> str:
     from cuvee.v1 import blend_pb2
 
     unit = "by bytes" if blend.exchange_kind == blend_pb2.EXCHANGE_KIND_BYTES else ""
+    span = f"span {span_words(blend)}" if blend.method == "route" else ""
     numbers = (f"{name} {value:g}" for name, value in sorted(blend.parameters.items()))
-    return ", ".join(filter(None, (blend.rule, unit, *numbers)))
+    return ", ".join(filter(None, (blend.rule, span, unit, *numbers)))
 
 
 def span_words(blend: blend_pb2.Blend) -> str:

@@ -30,6 +30,7 @@ from cluster.spec import (
     FuseSpec,
     MixtureSpec,
     ProposingSpec,
+    RouteSpec,
     load_spec,
 )
 
@@ -224,10 +225,11 @@ def _method_words(blend: BlendReport) -> str:
         return f"{spec.method} by {spec.rank}"
     if isinstance(spec, FuseSpec):
         return f"{spec.method}, {f'top {spec.top} by {spec.rank}' if spec.top else 'all'}"
-    if not isinstance(spec, MixtureSpec):
+    if not isinstance(spec, MixtureSpec | RouteSpec):
         return f"{spec.method}{', by bytes' if spec.by_bytes else ''}"
+    by = f" by {spec.rule_name}" if isinstance(spec, RouteSpec) else ""
     words = f"{blend.span} tokens" if isinstance(blend.span, int) else str(blend.span)
-    return f"{spec.method}, span {words}{' (by default)' if spec.span is None else ''}"
+    return f"{spec.method}{by}, span {words}{' (by default)' if spec.span is None else ''}"
 
 
 def _exchange_words(blend: BlendReport) -> str:

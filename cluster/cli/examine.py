@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import CuveeError
+from cluster.gates.file import gate_of
 from cluster.models.facts import (
     MemoryNeed,
     ModelFacts,
@@ -102,6 +103,7 @@ def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
             try:
                 letters_of = {member: members[member].vocabulary for member in blend.members}
                 blend.check_vocabularies(name, letters_of)
+                gate_of(spec, blend)
             except CuveeError as error:
                 failures[f"blends.{name}"] = error
     return Report(spec, members, blends, failures)

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from cluster.blending.gates import Network
 from cluster.errors import Unsupported
-from cluster.spec import ClusterSpec, LearnedGate, RouteSpec
+from cluster.spec import BlendSpec, ClusterSpec, LearnedGate, RouteSpec
 
 _DIGEST_LENGTH = 12
 
@@ -61,6 +61,13 @@ def save_gate(path: Path, network: Network, inputs: GateInputs) -> None:
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata)
     part.replace(path)
+
+
+def gate_of(spec: ClusterSpec, blend: BlendSpec) -> GateFile | None:
+    """The gate that a blend has learned, if it is one that learns; raises as `load_gate`."""
+    if not (isinstance(blend, RouteSpec) and isinstance(blend.gate, LearnedGate)):
+        return None
+    return load_gate(Path(blend.gate.file), GateInputs.of(spec, blend))
 
 
 def load_gate(path: Path, expected: GateInputs) -> GateFile:

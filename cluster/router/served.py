@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 from cluster.errors import CuveeError, NotFound, Unavailable
-from cluster.gates.file import GateFile, GateInputs, load_gate
+from cluster.gates.file import GateFile, gate_of
 from cluster.members.base import Member, MemberInfo, Tokens
 from cluster.rankers.base import Ranker
 from cluster.router.gating import PromptGates
 from cluster.router.plan import ServedBlend
-from cluster.spec import BlendSpec, ClusterSpec, LearnedGate, RouteSpec
+from cluster.spec import BlendSpec, ClusterSpec
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Served:
         self.rankers = rankers
         self.gates = PromptGates(rankers)
         self.is_over = False  # another spec took its place
-        self._gate_files: dict[str, GateFile] = {}  # by blend
+        self._gate_files: dict[str, GateFile | None] = {}  # by blend
         self._ready_rankers: set[str] = set()
         self._infos: dict[str, MemberInfo] = {}
         self._tokens: dict[str, Tokens] = {}  # of members that draw together with others
@@ -99,11 +98,8 @@ class Served:
 
     def _gate_file(self, name: str, spec: BlendSpec) -> GateFile | None:
         """The gate that a blend has learned, read once."""
-        if not (isinstance(spec, RouteSpec) and isinstance(spec.gate, LearnedGate)):
-            return None
         if name not in self._gate_files:
-            inputs = GateInputs.of(self.spec, spec)
-            self._gate_files[name] = load_gate(Path(spec.gate.file), inputs)
+            self._gate_files[name] = gate_of(self.spec, spec)
         return self._gate_files[name]
 
     def _draws_together(self, name: str) -> bool:
