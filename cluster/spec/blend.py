@@ -58,9 +58,14 @@ class BlendBase(Frozen):
         return False
 
     @property
+    def usable_parameters(self) -> tuple[str, ...]:
+        """Those of its numbers that mean something in this blend."""
+        return self.parameter_names
+
+    @property
     def parameters(self) -> dict[str, float]:
         """The method's numbers by name, those that count here."""
-        given = {name: getattr(self, name) for name in self.parameter_names}
+        given = {name: getattr(self, name) for name in self.usable_parameters}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -88,8 +93,8 @@ class BlendBase(Frozen):
             return self
         values = self.model_dump()
         for name, value in given.items():
-            if name not in self.parameters:
-                known = ", ".join(self.parameters) or "none"
+            if name not in self.usable_parameters:
+                known = ", ".join(self.usable_parameters) or "none"
                 raise InvalidRequest(
                     "UNKNOWN_PARAMETER",
                     f"got {name!r}; expected a parameter of method {self.method}: {known}",

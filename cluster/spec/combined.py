@@ -44,10 +44,9 @@ class CombinedSpec(BlendBase):
         return self.unit == "byte"
 
     @property
-    def parameters(self) -> dict[str, float]:
+    def usable_parameters(self) -> tuple[str, ...]:
         of_the_other_unit = "candidates" if self.by_bytes else "min_share"
-        found = super().parameters
-        return {name: value for name, value in found.items() if name != of_the_other_unit}
+        return tuple(name for name in self.parameter_names if name != of_the_other_unit)
 
     @property
     def needs_one_vocabulary(self) -> bool:

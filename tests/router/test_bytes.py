@@ -359,7 +359,7 @@ async def test_parameters_that_cannot_hold_are_refused(
 
 async def test_a_format_is_refused(rig: Rig) -> None:
     with pytest.raises(Unsupported) as caught:
-        await reply(rig, request("mean", format=OutputFormat("regex", "[a-z]+")))
+        await reply(rig, request("mean", stopping={}, format=OutputFormat("regex", "[a-z]+")))
     assert (caught.value.reason, caught.value.field) == ("FORMAT_NEEDS_TOKENS", "format")
 
 
