@@ -89,11 +89,11 @@ def test_a_masked_distribution_is_that_of_the_allowed_ids() -> None:
         expected = warp(cut, [law or SamplingParams()])[0].numpy()
         told = found[i]
         assert told is not None
-        assert told.ids.tolist() == sorted([4, *ids])
+        assert told.ids.tolist() == ids
         np.testing.assert_allclose(np.exp(told.logprobs), expected[told.ids], atol=1e-6)
         assert told.rest == 0
     assert found[2] is not None
-    assert set(found[2].ids.tolist()) == {*logits[2].topk(2).indices.tolist(), 4}
+    assert set(found[2].ids.tolist()) == set(logits[2].topk(2).indices.tolist())
 
 
 def only_next(ids: list[int]) -> bytes:
