@@ -164,7 +164,6 @@ class LocalCluster:
         self.log_folder = os.path.join(address_info.get("session_dir") or "", "logs")
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         check_gpus(self.spec, resources.get("GPU", 0.0))
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled")
 
     def _deploy(self) -> Any:
@@ -217,7 +216,9 @@ def connect(options: Mapping[str, Any]) -> Mapping[str, Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
+    from ray import serve  # noqa: F401  # it sets its logger's level when it is imported
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         with sigterm_kept():
             context: Any = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

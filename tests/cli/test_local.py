@@ -88,7 +88,10 @@ def test_a_signal_to_every_process_at_once_ends_up_all_the_same(tmp_path: Path) 
 
 def apply(file: Path, *options: str) -> tuple[int, dict[str, Any]]:
     command = [*CUVEE, "apply", str(file), "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, check=False, env=environment
+    )
     return done.returncode, json.loads(done.stdout)
 
 
