@@ -6,6 +6,7 @@ go after that.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,13 +84,32 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change]
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
     """Connected to a Ray cluster that runs."""
-    connect({"address": address})
+    _check_listens(address)
+    try:
+        connect({"address": address})
+    except Unavailable as error:
+        if address != "auto":
+            raise
+        words = "no Ray cluster runs here; start one with cuvee up, or give --ray-address"
+        raise Unavailable("NOT_RUNNING", words) from error
     import ray
 
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Say at once what Ray would find out after minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():  # such as `auto`
+        return
+    try:
+        socket.create_connection((host, int(port)), _CALL_TIMEOUT_S).close()
+    except OSError as error:
+        words = f"no Ray cluster listens at {address}: {error.strerror or error}"
+        raise Unavailable("RAY_UNAVAILABLE", words) from None
 
 
 def _running() -> dict[str, Any]:

@@ -145,6 +145,7 @@ class LocalCluster:
         self._note_processes()
 
     def _start_ray(self) -> None:
+        _set_environment()  # first of all: to count what is needed imports Ray
         options: dict[str, Any] = {"address": self._ray_address}
         if not self._ray_address:
             options = {
@@ -164,7 +165,6 @@ class LocalCluster:
         self.log_folder = os.path.join(address_info.get("session_dir") or "", "logs")
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         check_gpus(self.spec, resources.get("GPU", 0.0))
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled")
 
     def _deploy(self) -> Any:
@@ -212,12 +212,19 @@ class LocalCluster:
         self._watch({**waiting, **stages})
 
 
-def connect(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Start Ray or join one that runs, quietly; gives where it is. Raises Unavailable."""
+def _set_environment() -> None:
+    """What Ray reads when it is imported, and never again."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import ray
 
+
+def connect(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Start Ray or join one that runs, quietly; gives where it is. Raises Unavailable."""
+    _set_environment()
+    import ray
+    from ray import serve  # noqa: F401  # it sets its logger's level when it is imported
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         with sigterm_kept():
             context: Any = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -32,6 +32,7 @@ class Served:
         self.is_over = False  # another spec took its place
         self._gate_files: dict[str, GateFile | None] = {}  # by blend
         self._ready_rankers: set[str] = set()
+        self._leaving: dict[str, str] = {}  # by member, the model whose place another takes
         self._infos: dict[str, MemberInfo] = {}
         self._tokens: dict[str, Tokens] = {}  # of members that draw together with others
 
@@ -76,7 +77,10 @@ class Served:
             if before.spec.rankers.get(name) == ranker and name in before._ready_rankers:
                 self._ready_rankers.add(name)
         for name, member in self.spec.members.items():
-            is_same = before.spec.members.get(name) == member and name in before._infos
+            known = before.spec.members.get(name, member)
+            if known.model != member.model:
+                self._leaving[name] = known.model
+            is_same = known == member and name in before._infos
             if is_same and (name in before._tokens or not self._draws_together(name)):
                 self._infos[name] = before._infos[name]
                 if name in before._tokens:
@@ -114,7 +118,7 @@ class Served:
             try:
                 lease = await self.members[name].lease(self.spec.limits.lease_timeout_s)
                 try:
-                    if lease.info.model != self.spec.members[name].model:
+                    if lease.info.model == self._leaving.get(name):
                         raise Unavailable("MEMBER_UNAVAILABLE", "it is still the one before")
                     if self._draws_together(name):
                         self._tokens[name] = await lease.transport.tokens()

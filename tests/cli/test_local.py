@@ -88,7 +88,10 @@ def test_a_signal_to_every_process_at_once_ends_up_all_the_same(tmp_path: Path) 
 
 def apply(file: Path, *options: str) -> tuple[int, dict[str, Any]]:
     command = [*CUVEE, "apply", str(file), "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, check=False, env=environment
+    )
     return done.returncode, json.loads(done.stdout)
 
 
@@ -102,6 +105,7 @@ def replica_pids() -> dict[str, int]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_weights_change_while_replies_and_replicas_go_on(tmp_path: Path) -> None:
     file = tmp_path / "blend.yaml"
     file.write_text(SPEC)
@@ -114,6 +118,7 @@ def test_weights_change_while_replies_and_replicas_go_on(tmp_path: Path) -> None
         before, pids = blends.GetBlend(blend_pb2.GetBlendRequest()).blend, replica_pids()
         assert set(pids) == {"router", "member-austen", "member-kjv"}
         ray_address = ("--ray-address", ready["ray_address"])
+        assert ready["ray_address"].startswith("127.0.0.1:")  # all of Ray is on loopback
         assert apply(file, *ray_address)[1]["blends"] == [
             {"blend": "both", "old": before.revision, "new": before.revision}
         ]

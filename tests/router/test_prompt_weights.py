@@ -267,14 +267,14 @@ async def test_a_score_has_the_law_of_the_reply(rig: Rig, blend: str, temperatur
         weights = posterior([known[:end] for known in own], window)
         parts = [w * math.exp(p[position]) for w, p in zip(weights.values(), warped, strict=True)]
         if blend != "replies":
-            assert score.mixture[position] == pytest.approx(math.log(sum(parts)), abs=1e-4)
+            assert score.mixture[position].logprob == pytest.approx(math.log(sum(parts)), abs=1e-4)
     totals = [math.fsum(known) for known in warped]
     expected = (
         float(
             np.logaddexp(*(math.log(w) + t for w, t in zip(weights.values(), totals, strict=True)))
         )
         if blend == "replies"
-        else math.fsum(score.mixture)
+        else math.fsum(token.logprob for token in score.mixture)
     )
     assert score.logprob == pytest.approx(expected, abs=1e-3)
 
