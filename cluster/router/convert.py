@@ -6,7 +6,7 @@ from cluster.blending.base import Span
 from cluster.errors import InvalidRequest
 from cluster.members.base import Form, Prompt
 from cluster.members.wire import chat_from_proto, format_from_proto
-from cluster.router.plan import ServedBlend
+from cluster.router.blends import ServedBlend
 from cluster.router.requests import (
     FinishReason,
     GenerationRequest,

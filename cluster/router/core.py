@@ -16,16 +16,12 @@ from cluster.members.base import (
     SequenceStart,
 )
 from cluster.rankers.base import Ranker
+from cluster.router.blends import ServedBlend, blend_weights, overridden
+from cluster.router.checks import check_prompt_renders
 from cluster.router.coordinator import Generation
 from cluster.router.measuring import measure
 from cluster.router.on_each import on_each
-from cluster.router.plan import (
-    ServedBlend,
-    blend_weights,
-    check_prompt_renders,
-    make_plan,
-    overridden,
-)
+from cluster.router.plan import make_plan
 from cluster.router.proposals import Panel, proposer_weights
 from cluster.router.ranking import Ranking
 from cluster.router.replies import choose, fuse

@@ -10,7 +10,8 @@ import numpy as np
 from cluster.blending.gates import Choice, by_examples, by_keywords
 from cluster.members.base import Prompt
 from cluster.rankers.base import Measures, Ranker, RankRequest, last_message
-from cluster.router.plan import ServedBlend, choice_of
+from cluster.router.blends import ServedBlend
+from cluster.router.methods import choice_of
 from cluster.spec import ExampleGate, KeywordGate, LearnedGate, RouteSpec
 
 

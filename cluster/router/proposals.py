@@ -10,8 +10,9 @@ from dataclasses import replace
 from cluster.errors import CuveeError, InvalidRequest, Unsupported
 from cluster.members.base import Member, Prompt
 from cluster.randomness import Purpose, key
+from cluster.router.blends import ServedBlend, blend_weights
 from cluster.router.coordinator import Generation
-from cluster.router.plan import Plan, ServedBlend, blend_weights, make_plan
+from cluster.router.plan import Plan, make_plan
 from cluster.router.requests import (
     GenerationRequest,
     MemberUsage,

@@ -10,8 +10,8 @@ from cluster.errors import CuveeError, NotFound, Unavailable
 from cluster.gates.file import GateFile, gate_of
 from cluster.members.base import Member, MemberInfo, Tokens
 from cluster.rankers.base import Ranker
+from cluster.router.blends import ServedBlend
 from cluster.router.gating import PromptGates
-from cluster.router.plan import ServedBlend
 from cluster.spec import BlendSpec, ClusterSpec
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ import pytest
 from cluster.errors import InvalidRequest, Unavailable
 from cluster.members.base import Prompt
 from cluster.members.scripted import ScriptedMember, scripted_members
+from cluster.router.blends import ServedBlend
 from cluster.router.coordinator import Generation
-from cluster.router.plan import ServedBlend, make_plan
+from cluster.router.plan import make_plan
 from cluster.router.requests import (
     FinishReason,
     GenerationRequest,
