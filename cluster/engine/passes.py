@@ -58,7 +58,8 @@ def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int) -
             found.rows[i] = parts[i][-num_rows:].clone()
             if _wants_state(jobs[i]) and runner.states is not None:
                 end = sum(chunk.num_logits for chunk in plan.chunks[: i + 1])
-                found.states[i] = runner.states[end - num_rows : end].clone()
+                begin = end - len(found.rows[i])  # fewer, where a chunk before told of some
+                found.states[i] = runner.states[begin:end].clone()
     return found
 
 

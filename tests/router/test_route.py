@@ -347,6 +347,14 @@ async def test_scores_have_the_law_that_is_drawn_from(rig: Rig) -> None:
             found = [token.logprob for token in score.mixture]
             np.testing.assert_allclose(found, expected, atol=1e-4)
         assert score.logprob == pytest.approx(sum(expected), abs=1e-3)
+    long = TEXT + text * 40  # in more than one chunk
+    short = await rig.router.score(ScoreRequest("learned", Prompt(text=TEXT), text))
+    score = await rig.router.score(ScoreRequest("learned", Prompt(text=long), text * 20))
+    assert len(score.mixture) > 100
+    again = await asyncio.gather(
+        *(rig.router.score(ScoreRequest("learned", Prompt(text=TEXT), text)) for _ in range(8))
+    )
+    assert [s.logprob for s in again] == pytest.approx([short.logprob] * 8, abs=1e-4)
     score = await rig.router.score(ScoreRequest("whole", Prompt(text=TEXT), text))
     logits = STATE_GATE.logits(state("kjv", begin))
     best = NAMES[int(np.argmax(logits))]
