@@ -347,20 +347,20 @@ async def test_scores_have_the_law_that_is_drawn_from(rig: Rig) -> None:
             found = [token.logprob for token in score.mixture]
             np.testing.assert_allclose(found, expected, atol=1e-4)
         assert score.logprob == pytest.approx(sum(expected), abs=1e-3)
-    long = TEXT + text * 40  # in more than one chunk
-    short = await rig.router.score(ScoreRequest("learned", Prompt(text=TEXT), text))
-    score = await rig.router.score(ScoreRequest("learned", Prompt(text=long), text * 20))
-    assert len(score.mixture) > 100
-    again = await asyncio.gather(
-        *(rig.router.score(ScoreRequest("learned", Prompt(text=TEXT), text)) for _ in range(8))
-    )
-    assert [s.logprob for s in again] == pytest.approx([short.logprob] * 8, abs=1e-4)
     score = await rig.router.score(ScoreRequest("whole", Prompt(text=TEXT), text))
     logits = STATE_GATE.logits(state("kjv", begin))
     best = NAMES[int(np.argmax(logits))]
     assert score.logprob == pytest.approx(sum(along(lambda ids: {best: 1.0})), abs=1e-3)
     score = await rig.router.score(ScoreRequest("threes", Prompt(text=TEXT), text))
     assert score.logprob is None, "where spans of three begin, a text does not say"
+
+
+async def test_texts_scored_at_once_in_chunks_score_as_they_do_alone(rig: Rig) -> None:
+    texts = [f" {i} in those days, that the king of the land said" * 6 for i in range(8)]
+    requests = [ScoreRequest("learned", Prompt(text=f"{i} {TEXT}"), texts[i]) for i in range(8)]
+    together = await asyncio.gather(*map(rig.router.score, requests))
+    alone = [await rig.router.score(request) for request in requests]
+    assert [s.logprob for s in together] == pytest.approx([s.logprob for s in alone], abs=1e-3)
 
 
 async def test_prices_make_the_cheaper_member_speak(rig: Rig) -> None:
