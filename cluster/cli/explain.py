@@ -20,7 +20,7 @@ from cluster.cli.options import (
     parse_numbers,
     read_prompt,
 )
-from cluster.cli.tokens import chance, shares_of, spelled
+from cluster.cli.tokens import chance, shares_of, spelled, weights_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,6 +101,9 @@ def _print(console: Console, voices: Voices, response: pb.GenerateResponse) -> N
         line.append(f"  {chance(token.logprob):>6}  ", "bold")
         for member, share in shares_of(token):
             line.append(f"{voices.tag(member)}{share:.0%} ", voices.style(member))
+        for place, (member, weight) in enumerate(weights_of(token)):
+            line.append("" if place else "of ")
+            line.append(f"{voices.tag(member)}{weight:.0%} ", voices.style(member))
         others = (f"{spelled(c.bytes)} {chance(c.logprob)}" for c in token.top_candidates)
         line.append("  " + "  ".join(others), "dim")
         if token.truncation_bound > 0:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from cluster.cli.paint import PALETTE, Voices
 from cluster.cli.proposals import rows_of
 from cluster.cli.runs import Runs
-from cluster.cli.tokens import chance, shares_of, spelled
+from cluster.cli.tokens import chance, shares_of, spelled, weights_of
 from cuvee.v1 import blend_pb2
 from cuvee.v1 import generation_pb2 as pb
 
@@ -59,6 +59,10 @@ def make_page(
                 "shares": [
                     {"tag": voices.tag(name), "share": share, "colour": colours.get(name, "")}
                     for name, share in shares_of(token)
+                ],
+                "weights": [
+                    {"tag": voices.tag(name), "share": weight, "colour": colours.get(name, "")}
+                    for name, weight in weights_of(token)
                 ],
                 "candidates": [
                     {"text": spelled(c.bytes), "chance": chance(c.logprob)}

@@ -25,3 +25,8 @@ def chance(logprob: float) -> str:
 def shares_of(token: pb.Token) -> list[tuple[str, float]]:
     """Who drew it: one member, or several with their shares."""
     return [(s.member, s.share) for s in token.shares] or [(token.member, 1.0)]
+
+
+def weights_of(token: pb.Token) -> list[tuple[str, float]]:
+    """By what weights its speaker was drawn, where these change from token to token."""
+    return [(s.member, s.share) for s in token.weights]

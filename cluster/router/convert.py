@@ -169,6 +169,7 @@ def token_to_proto(reply_token: ReplyToken, output: Output) -> pb.Token:
         position=reply_token.position,
         shares=[pb.MemberShare(member=m, share=share) for m, share in reply_token.shares],
         truncation_bound=reply_token.bound,
+        weights=[pb.MemberShare(member=m, share=weight) for m, weight in reply_token.weights],
     )
     if output.logprobs or output.num_top_candidates:
         message.logprob = token.logprob

@@ -80,7 +80,10 @@ class Generation:
                 return
         remaining = self._plan.max_tokens - position
         run = method.next_run(position, remaining, dropped=self._dropped)
-        async with aclosing(self._speak(run)) as speech:
+        weights: tuple[tuple[str, float], ...] = ()
+        if isinstance(method, AdaptiveMixture | Routed):
+            weights = tuple(self._weights().items())  # before the run tells more
+        async with aclosing(self._speak(run, weights)) as speech:
             async for update in speech:
                 yield update
 
@@ -112,8 +115,10 @@ class Generation:
         leading = max(shares, key=lambda index: shares[index])
         return self._transcript.commit(leading, [token], named, combined.bound)
 
-    async def _speak(self, run: Run) -> AsyncGenerator[Update, None]:
-        """One run, on as many replicas as it takes."""
+    async def _speak(
+        self, run: Run, weights: tuple[tuple[str, float], ...]
+    ) -> AsyncGenerator[Update, None]:
+        """One run, drawn by these weights where they change, on as many replicas as it takes."""
         begin = self._transcript.length
         while not self._is_done(run):
             try:
@@ -123,7 +128,7 @@ class Generation:
                     async for event in events:
                         self._listen(run.member, known, event)
                         if event.tokens:
-                            yield self._transcript.commit(run.member, event.tokens)
+                            yield self._transcript.commit(run.member, event.tokens, weights=weights)
                             seat.known = self._transcript.length
                             self._seats.progress(run.member)
                         if self._transcript.stop_string:

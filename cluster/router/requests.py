@@ -210,6 +210,7 @@ class ReplyToken:
     token: StepToken
     shares: tuple[tuple[str, float], ...] = ()  # of each member, where several drew it together
     bound: float = 0.0  # then how far truncation may have moved what it was drawn from
+    weights: tuple[tuple[str, float], ...] = ()  # when its speaker was drawn, where these change
 
 
 @dataclass(slots=True)

@@ -87,6 +87,7 @@ class Transcript:
         tokens: Sequence[StepToken],
         shares: tuple[tuple[str, float], ...] = (),
         bound: float = 0.0,
+        weights: tuple[tuple[str, float], ...] = (),
     ) -> Update:
         """Append what a member, or several, drew; returns what the caller may see by now.
 
@@ -97,7 +98,7 @@ class Transcript:
             begin, torn = self._num_chars, self._utf8.pending
             text = self._utf8.push(token.bytes)
             name = self._members[member]
-            reply_token = ReplyToken(name, self.position, token, shares, bound)
+            reply_token = ReplyToken(name, self.position, token, shares, bound, weights)
             self._ids.append(token.id)
             self._bytes += token.bytes
             self.drawn[member] += 1

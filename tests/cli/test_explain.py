@@ -29,6 +29,7 @@ members:
 blends:
   mean: {{method: ensemble, candidates: 16, members: {{austen: 0.5, kjv: 0.5}}}}
   tuned: {{method: proxy, members: {{base: base, austen: expert, kjv: anti}}}}
+  follows: {{method: mixture, adapt: {{}}, members: {{austen: 0.5, kjv: 0.5}}}}
   letters: {{method: ensemble, unit: byte, members: {{austen: 0.5, kjv: 0.5}}}}
 """
 
@@ -66,6 +67,16 @@ async def test_parameters_can_be_set_and_roles_are_shown(tmp_path: Path) -> None
     refused = await explained("--blend", "tuned", "--set", "beta=1")
     assert refused.exit_code == 1
     assert "UNKNOWN_PARAMETER" in refused.stderr
+
+
+async def test_weights_that_change_are_shown_beside_the_speaker(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = await explained("--blend", "follows", "--html", str(page))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert re.search(r"⟨[ak]⟩100% of ⟨a⟩50% ⟨k⟩50%", lines[0])
+    assert all(re.search(r"⟨[ak]⟩100% of ⟨a⟩\d+% ⟨k⟩\d+%", line) for line in lines)
+    assert page.read_text().count(">of</span>") == len(lines)
 
 
 def test_what_a_model_says_cannot_break_the_page() -> None:

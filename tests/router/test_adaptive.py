@@ -96,6 +96,8 @@ async def test_weights_are_the_posterior_under_plain_transformers(rig: Rig, blen
     expected = dict(zip(MEMBERS, evidence.weights(), strict=True))
     assert outcome.weights == pytest.approx(expected, abs=1e-3)
     assert outcome.weights != pytest.approx({"austen": 0.5, "kjv": 0.5}, abs=0.01)
+    assert dict(tokens[0].weights) == {"austen": 0.5, "kjv": 0.5}, "its speaker's draw knew nothing"
+    assert all(sum(w for _, w in token.weights) == pytest.approx(1) for token in tokens)
 
 
 async def test_a_mean_adapts_to_all_that_was_said_at_one_pass_per_member_and_token(

@@ -253,6 +253,7 @@ async def test_a_learned_gate_weighs_what_its_reader_makes_of_it(rig: Rig) -> No
             logits = STATE_GATE.logits(state("kjv", ids))
             weights = dict(zip(NAMES, Choice([1 / 3] * 3, 2, [0] * 3).weights(logits), strict=True))
             assert weights[token.member] > 0
+            assert dict(token.weights) == pytest.approx(weights, abs=1e-3)
             speakers[token.member] += 1
             share = weights["austen"]
             surprise += (token.member == "austen") - share

@@ -733,6 +733,7 @@ class Token(_message.Message):
     TOP_CANDIDATES_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
     TRUNCATION_BOUND_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     member: _builtins.str
     """The member that drew it; where several did, the one with the largest share."""
     bytes: _builtins.bytes
@@ -757,6 +758,10 @@ class Token(_message.Message):
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberShare]:
         """Where several members drew it: how much each had to do with it."""
 
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberShare]:
+        """The members' weights when its speaker was drawn, where they follow the transcript or a gate."""
+
     def __init__(
         self,
         *,
@@ -769,10 +774,11 @@ class Token(_message.Message):
         top_candidates: _abc.Iterable[Global___Candidate] | None = ...,
         shares: _abc.Iterable[Global___MemberShare] | None = ...,
         truncation_bound: _builtins.float = ...,
+        weights: _abc.Iterable[Global___MemberShare] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "bytes", b"bytes", "id", b"id", "logprob", b"logprob", "logprob_kind", b"logprob_kind", "member", b"member", "position", b"position", "shares", b"shares", "top_candidates", b"top_candidates", "truncation_bound", b"truncation_bound"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "bytes", b"bytes", "id", b"id", "logprob", b"logprob", "logprob_kind", b"logprob_kind", "member", b"member", "position", b"position", "shares", b"shares", "top_candidates", b"top_candidates", "truncation_bound", b"truncation_bound", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
     _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
