@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cluster.errors import InvalidRequest, Unsupported
@@ -65,7 +67,7 @@ class BlendBase(Frozen):
     @property
     def parameters(self) -> dict[str, float]:
         """The method's numbers by name, those that count here."""
-        given = {name: getattr(self, name) for name in self.usable_parameters}
+        given = {name: attrgetter(name)(self) for name in self.usable_parameters}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -100,8 +102,10 @@ class BlendBase(Frozen):
                     f"got {name!r}; expected a parameter of method {self.method}: {known}",
                     field=f"overrides.parameters[{name}]",
                 )
-            is_whole = type(self).model_fields[name].annotation is int and float(value).is_integer()
-            values[name] = int(value) if is_whole else float(value)
+            is_whole = self._field(name).annotation is int and float(value).is_integer()
+            *outer, last = name.split(".")
+            inner = values[outer[0]] if outer else values
+            inner[last] = int(value) if is_whole else float(value)
         try:
             return type(self).model_validate(values)
         except ValidationError as error:
@@ -109,15 +113,22 @@ class BlendBase(Frozen):
 
     def _bad_parameter(self, error: ErrorDetails, given: Mapping[str, float]) -> InvalidRequest:
         """Blames the parameter found wrong, or the first one that made another number wrong."""
-        wrong = str(error["loc"][0])
+        wrong = ".".join(map(str, error["loc"]))
         blamed = wrong if wrong in given else next(iter(given))
-        expected = type(self).model_fields[wrong].description
+        expected = self._field(wrong).description
         of_other = "" if wrong == blamed else f" as {wrong}"
         return InvalidRequest(
             "INVALID_VALUE",
             f"got {given[blamed]:g}; expected {expected}{of_other}",
             field=f"overrides.parameters[{blamed}]",
         )
+
+    def _field(self, name: str) -> FieldInfo:
+        """The field of a parameter, such as `top` or `adapt.floor`."""
+        *outer, last = name.split(".")
+        owner = attrgetter(outer[0])(self) if outer else self
+        found: FieldInfo = type(owner).model_fields[last]
+        return found
 
     def check_vocabularies(self, name: str, fingerprints: Mapping[str, str]) -> None:
         """Raise Unsupported if the members must share one vocabulary and do not.
@@ -155,6 +166,11 @@ class AdaptSpec(Frozen):
     floor: float = Field(
         default=0.01, ge=0, lt=1, description="each member's least share, at least 0"
     )
+
+
+def adapt_parameters(adapt: AdaptSpec | None) -> tuple[str, ...]:
+    """The names of its numbers, where a blend adapts."""
+    return () if adapt is None else ("adapt.strength", "adapt.window", "adapt.floor")
 
 
 def check_floor(adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | None:
@@ -197,6 +213,10 @@ class MixtureSpec(BlendBase):
                 "the reply; or evidence: prompt"
             )
         return check_floor(adapt, info)
+
+    @property
+    def usable_parameters(self) -> tuple[str, ...]:
+        return adapt_parameters(self.adapt)
 
     @property
     def needs_one_vocabulary(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from cluster.spec.blend import AdaptSpec, BlendBase, check_floor
+from cluster.spec.blend import AdaptSpec, BlendBase, adapt_parameters, check_floor
 from cluster.spec.values import Named, Weights, refuse
 
 DEFAULT_MIN_SHARE = 1e-3  # measured: less changes bits per byte in the fourth digit
@@ -101,6 +101,10 @@ class EnsembleSpec(CombinedSpec):
     @property
     def rule_name(self) -> str:
         return self.rule
+
+    @property
+    def usable_parameters(self) -> tuple[str, ...]:
+        return (*super().usable_parameters, *adapt_parameters(self.adapt))
 
 
 def _check_roles(*expected: str) -> Any:

@@ -452,7 +452,10 @@ def test_methods_with_roles_have_no_weights_and_survive_a_mapping() -> None:
             "{method: contrast, unit: byte, members: {a: expert, b: amateur}}",
             {"beta": 1.0, "plausibility": 0.1, "min_share": 1e-3},
         ),
-        ("{method: ensemble, unit: byte, adapt: {}, members: {a: 1}}", {"min_share": 1e-3}),
+        (
+            "{method: ensemble, unit: byte, adapt: {}, members: {a: 1}}",
+            {"min_share": 1e-3, "adapt.strength": 1.0, "adapt.window": 0, "adapt.floor": 0.01},
+        ),
     ],
 )
 def test_blends_by_bytes_need_no_common_vocabulary_and_survive_a_mapping(

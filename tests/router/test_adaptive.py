@@ -15,12 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import cluster.models
 from cluster.blending.adaptive import Adaptation, Evidence
+from cluster.errors import InvalidRequest
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
 from cluster.router.requests import (
     FinishReason,
     GenerationRequest,
     Outcome,
+    Overrides,
     ReplyToken,
     Sampling,
     ScoreRequest,
@@ -98,6 +100,33 @@ async def test_weights_are_the_posterior_under_plain_transformers(rig: Rig, blen
     assert outcome.weights != pytest.approx({"austen": 0.5, "kjv": 0.5}, abs=0.01)
     assert dict(tokens[0].weights) == {"austen": 0.5, "kjv": 0.5}, "its speaker's draw knew nothing"
     assert all(sum(w for _, w in token.weights) == pytest.approx(1) for token in tokens)
+
+
+async def test_its_numbers_can_be_other_ones_for_a_request(rig: Rig) -> None:
+    async def weights(**parameters: float) -> dict[str, float]:
+        given = {f"adapt.{name}": value for name, value in parameters.items()}
+        request = GenerationRequest(
+            "adaptive",
+            Prompt(text=PROMPT),
+            Sampling(seed=1),
+            Stopping(max_tokens=20, ignore_eos=True),
+            overrides=Overrides(parameters=given),
+        )
+        updates = [update async for update in rig.router.generate(request)]
+        outcome = updates[-1].outcome
+        assert outcome is not None
+        return dict(outcome.weights)
+
+    assert await weights(strength=0.0) == pytest.approx({"austen": 0.5, "kjv": 0.5})
+    assert min((await weights(strength=50.0, floor=0.3)).values()) == pytest.approx(0.3)
+    for parameters, words in (
+        ({"floor": 0.7}, "got 0.7"),
+        ({"window": 1.5}, "expected tokens looked back at"),
+        ({"depth": 1.0}, "adapt.strength, adapt.window, adapt.floor"),
+    ):
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            await weights(**parameters)
+        assert caught.value.field == f"overrides.parameters[adapt.{next(iter(parameters))}]"
 
 
 async def test_a_mean_adapts_to_all_that_was_said_at_one_pass_per_member_and_token(
