@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,10 +9,10 @@ import numpy as np
 
 from cluster.blending import choosing
 from cluster.engine.types import SamplingParams
-from cluster.errors import Unsupported
+from cluster.errors import InvalidRequest, Unsupported
 from cluster.members.base import Form, Member, Prompt, ScoreText, SequenceStart, Step
 from cluster.rankers.base import Ranker, RankRequest
-from cluster.router.on_each import on_each
+from cluster.router.on_each import all_of, on_each
 from cluster.router.requests import Proposal, ProposalState
 from cluster.spec import ClusterSpec
 from cluster.spec.references import LIKELIHOOD, VOTE
@@ -75,17 +74,38 @@ class Ranking:
         return [self._weights[name] / names.count(name) for name in names]
 
     async def _by_likelihood(self, texts: Sequence[str], prompt: Prompt) -> choosing.Scores:
-        """All replies under all members that propose, each in its own tokens."""
+        """All replies under all members that propose, each in its own tokens.
+
+        A member whose context one of them does not fit judges none of them.
+        """
         start = SequenceStart(prompt, Form.TOKEN_IDS, SamplingParams(), seed=0, prefill=False)
-        members = {name: self._members[name] for name in self._weights}
         timeout_s = self._spec.limits.lease_timeout_s
 
-        async def logprobs(text: str) -> list[float]:
+        async def logprob(name: str, text: str) -> float:
             if not text:
-                return [0.0] * len(members)
-            found = await on_each(members, start, Step(0, ScoreText(text)), timeout_s)
-            return [sum(token.logprob for token in found[name].tokens) for name in members]
+                return 0.0
+            member = {name: self._members[name]}
+            found = await on_each(member, start, Step(0, ScoreText(text)), timeout_s)
+            return sum(token.logprob for token in found[name].tokens)
 
-        found = await asyncio.gather(*map(logprobs, texts))
+        async def logprobs(name: str) -> list[float] | None:
+            try:
+                return await all_of(logprob(name, text) for text in texts)
+            except InvalidRequest as error:
+                if error.reason != "CONTINUATION_TOO_LONG":
+                    raise
+                return None
+
+        found = await all_of(map(logprobs, self._weights))
+        views = zip(self._weights.values(), found, strict=True)
+        judges = [(weight, view) for weight, view in views if view is not None]
+        if not judges:
+            raise Unsupported(
+                "REPLIES_TOO_LONG",
+                "no member's context holds all replies, so none can judge; ask for fewer tokens",
+                field="stopping.max_tokens",
+            )
+        total = sum(weight for weight, _ in judges)
         num_bytes = [len(text.encode()) for text in texts]
-        return choosing.by_likelihood(np.array(found), num_bytes, list(self._weights.values()))
+        table = np.array([view for _, view in judges]).T
+        return choosing.by_likelihood(table, num_bytes, [weight / total for weight, _ in judges])

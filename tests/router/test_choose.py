@@ -74,13 +74,19 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
 
 
 async def generate(
-    rig: Rig, blend: str, seed: int = 5, max_tokens: int = 12, **overrides: object
+    rig: Rig,
+    blend: str,
+    seed: int = 5,
+    max_tokens: int = 12,
+    *,
+    ignore_eos: bool = False,
+    **overrides: object,
 ) -> tuple[str, list[ReplyToken], Outcome]:
     request = GenerationRequest(
         blend=blend,
         prompt=Prompt(text="And it came to pass"),
         sampling=Sampling(seed=seed),
-        stopping=Stopping(max_tokens=max_tokens),
+        stopping=Stopping(max_tokens=max_tokens, ignore_eos=ignore_eos),
         overrides=Overrides(**overrides),  # type: ignore[arg-type]
     )
     text, tokens = "", []
@@ -142,6 +148,23 @@ async def test_likelihood_against_transformers(rig: Rig) -> None:
         assert proposal.score == pytest.approx(expected, abs=1e-5)
     best = max(p.score or 0.0 for p in outcome.proposals)
     assert chosen(outcome).score == best
+
+
+async def test_who_cannot_hold_a_reply_does_not_judge(rig: Rig) -> None:
+    """Four hundred tokens of one are more bytes than the other, of a token a byte, can read."""
+    _, _, outcome = await generate(rig, "mixed", max_tokens=400, ignore_eos=True)
+    assert max(len(p.text) for p in outcome.proposals) > 1024
+    alone = await rig.router.score(
+        ScoreRequest(
+            "mixed",
+            Prompt(text="And it came to pass"),
+            chosen(outcome).text,
+            overrides=Overrides(member="austen"),
+        )
+    )
+    assert alone.logprob is not None
+    expected = alone.logprob / len(chosen(outcome).text.encode())
+    assert chosen(outcome).score == pytest.approx(expected, abs=1e-5)
 
 
 async def test_rankers_decide(rig: Rig) -> None:
