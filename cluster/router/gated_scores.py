@@ -19,10 +19,8 @@ async def weights_along(
 ) -> list[list[float]]:
     """The members' weights before each token, were it the beginning of a span."""
     gate = plan.method
-    seats, transcript = (
-        Seats(plan, members, lease_timeout_s),
-        Transcript(plan.members, plan.form, ()),
-    )
+    seats = Seats(plan, members, lease_timeout_s)
+    transcript = Transcript(plan.members, plan.form, ())
     try:
         if isinstance(gate, Cascade):
             answers = await _along(

@@ -91,7 +91,7 @@ def make_plan(
     members = tuple(spec.members)
     by_bytes = spec.by_bytes and isinstance(method, Together)
     infos = [blend.infos[members[index]] for index in method.speakers]
-    check_prompt_renders(request.prompt, _may_speak(spec, request.overrides, blend))
+    check_prompt_renders(request.prompt, [*_may_speak(spec, request.overrides, blend), *infos])
     if request.format is not None:
         check_format_holds(method, infos, by_bytes=by_bytes)
     stopping = request.stopping
