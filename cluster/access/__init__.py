@@ -1,0 +1,1 @@
+"""Who may call, what of, and how much: keys, scopes, limits, certificates."""
