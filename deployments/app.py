@@ -94,7 +94,7 @@ def _placement(placed: PlacedSpec) -> dict[str, Any]:
 
 def _mapping(placed: PlacedSpec) -> dict[str, Any]:
     """What its replicas need to know: how many there are is Serve's to change, in place."""
-    is_others = {"replicas", "autoscaling"}
+    is_others = {"replicas", "autoscaling", "cost"}
     return placed.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=is_others)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from cluster.errors import DeadlineExceeded
 from cluster.members.server import MAX_MESSAGE_BYTES
 from cluster.router import convert
 from cluster.router.core import Router
-from cluster.router.requests import Update
+from cluster.router.requests import GenerationRequest, Update
 from cluster.router.status import ErrorInterceptor
 from cuvee.v1 import blend_pb2, blend_pb2_grpc, generation_pb2, generation_pb2_grpc
 
@@ -40,7 +40,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Write one reply and return it whole."""
         wanted = convert.generation_from_proto(request)
         response = generation_pb2.GenerateResponse(request_id=uuid.uuid4().hex)
-        async with self._deadline(context), aclosing(self._router.generate(wanted)) as updates:
+        async with self._replying(wanted, context) as updates:
             pieces: list[str] = []
             async for update in updates:
                 pieces.append(update.text)
@@ -56,7 +56,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Write one reply and stream it."""
         wanted = convert.generation_from_proto(request)
         request_id = uuid.uuid4().hex
-        async with self._deadline(context), aclosing(self._router.generate(wanted)) as updates:
+        async with self._replying(wanted, context) as updates:
             async for update in updates:
                 if _has_news(update, wanted.output.attribution):
                     yield convert.stream_to_proto(update, request_id, wanted.output)
@@ -66,8 +66,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.ScoreResponse:
         """Measure a continuation."""
         wanted = convert.score_from_proto(request)
-        async with self._deadline(context):
-            return convert.score_to_proto(await self._router.score(wanted))
+        async with self._deadline(context) as limit_s:
+            return convert.score_to_proto(await self._router.score(wanted, limit_s))
 
     async def CountTokens(  # noqa: N802
         self, request: generation_pb2.CountTokensRequest, context: _Context
@@ -84,14 +84,24 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return generation_pb2.CountTokensResponse(members=members)
 
     @asynccontextmanager
-    async def _deadline(self, context: _Context) -> AsyncIterator[None]:
-        """The caller's deadline, or the server's own if that is nearer."""
+    async def _replying(
+        self, wanted: GenerationRequest, context: _Context
+    ) -> AsyncIterator[AsyncGenerator[Update, None]]:
+        async with (
+            self._deadline(context) as limit_s,
+            aclosing(self._router.generate(wanted, limit_s)) as updates,
+        ):
+            yield updates
+
+    @asynccontextmanager
+    async def _deadline(self, context: _Context) -> AsyncIterator[float]:
+        """The seconds to the caller's deadline, or to the server's own if that is nearer."""
         limit = self._router.spec.limits.max_deadline_s
         remaining = context.time_remaining()
         limit = limit if remaining is None else min(limit, remaining)
         try:
             async with asyncio.timeout(limit):
-                yield
+                yield limit
         except TimeoutError:
             raise DeadlineExceeded(
                 "DEADLINE_EXCEEDED", f"the reply was not finished within {limit:.3g} s"

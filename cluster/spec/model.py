@@ -51,6 +51,12 @@ class LimitsSpec(Frozen):
     max_concurrent_generations: int = Field(
         default=256, ge=1, description="generations at one time per router, at least 1"
     )
+    max_waiting_generations: int = Field(
+        default=256, ge=0, description="generations that may wait for that per router, at least 0"
+    )
+    max_wait_s: float = Field(
+        default=30.0, gt=0, allow_inf_nan=False, description="seconds they may wait, above 0"
+    )
     max_deadline_s: float = Field(
         default=600.0, gt=0, allow_inf_nan=False, description="seconds, a number above 0"
     )
