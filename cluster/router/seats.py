@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
-from cluster.errors import ReplicaLost, Unavailable
+from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.members.base import Member
 from cluster.members.seat import Seat
 from cluster.router.checks import check_prompt_is_shared, check_same_member
@@ -14,6 +14,7 @@ from cluster.router.plan import Plan
 from cluster.router.requests import MemberUsage
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3  # a prompt that kills every replica it meets is not carried further
+_PATIENCE_S = 0.5  # for a lease, with others in hand
 
 
 class Seats:
@@ -29,14 +30,11 @@ class Seats:
         self._unread: set[int] = set()  # who is still to tell of the prompt
 
     async def sit_down(self, speakers: Collection[int], first: Collection[int]) -> None:
-        """Lease every member that may speak, in one fixed order, then open them all at once.
+        """Lease every member that may speak, then open them all at once.
 
-        The order is by name for all blends, so that two generations never wait for each other. All
-        but the first to speak process the prompt meanwhile.
+        All but the first to speak process the prompt meanwhile.
         """
-        in_order = sorted(speakers, key=lambda index: self._plan.members[index])
-        for index in in_order:
-            await self._lease(index)
+        in_order = await self._lease_all(speakers)
         opened = await asyncio.gather(
             *(self._open(index, prefill=index not in first) for index in in_order),
             return_exceptions=True,
@@ -73,7 +71,7 @@ class Seats:
     async def take(self, index: int) -> Seat:
         """The member's seat; a fresh one if the last was lost."""
         if index not in self._seats:
-            await self._lease(index)
+            await self._lease(index, self._lease_timeout_s)
             await self._open(index, prefill=False)
         return self._seats[index]
 
@@ -97,15 +95,39 @@ class Seats:
         leaving = [index for index in self._seats if index not in keep]
         await asyncio.gather(*(self._give_back(index) for index in leaving))
 
-    async def _lease(self, index: int) -> None:
+    async def _lease_all(self, speakers: Collection[int]) -> list[int]:
+        """All or nothing, within one time limit; gives the order in which they were leased.
+
+        The order is by name for all blends, so that two generations never wait for each other. Who
+        holds some waits but a moment for the next: then it gives all back and waits for that one
+        first, with nothing in its hands that another could use.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._lease_timeout_s
+        in_order = sorted(speakers, key=lambda index: self._plan.members[index])
+        while True:
+            for place, index in enumerate(in_order):
+                left_s = deadline_s - loop.time()
+                try:
+                    await self._lease(index, min(left_s, _PATIENCE_S) if place else left_s)
+                except Overloaded:
+                    await self.leave()
+                    if not place or deadline_s - loop.time() <= _PATIENCE_S:
+                        raise
+                    in_order.insert(0, in_order.pop(place))
+                    break
+            else:
+                return in_order
+
+    async def _lease(self, index: int, timeout_s: float) -> None:
         name = self._plan.members[index]
-        seat = Seat(await self._members[name].lease(self._lease_timeout_s))
+        seat = Seat(await self._members[name].lease(timeout_s))
         self._seats[index] = seat
-        self.usage[index].leases += 1
         check_same_member(self._plan.blend.infos[name], seat.info)
 
     async def _open(self, index: int, *, prefill: bool) -> None:
         seat, is_read = self._seats[index], index in self._unread
+        self.usage[index].leases += 1
         prefill = prefill or is_read
         await seat.open(self._plan.start(seat.info, prefill=prefill, score_prompt=is_read))
 
