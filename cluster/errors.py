@@ -7,7 +7,8 @@
     ├── Unsupported         valid, but this blend cannot do it
     ├── Overloaded          no room now; says when to come back
     ├── Unavailable         a member or the service cannot be reached
-    │   └── ReplicaLost     one replica is gone; another may take over
+    │   ├── ReplicaLost     one replica is gone; another may take over
+    │   └── MemberGone      a member has no replica left, and its blend does not wait
     ├── DeadlineExceeded    the caller's time is up
     └── InternalError       a defect of ours
 
@@ -62,6 +63,14 @@ class Unavailable(CuveeError):
 
 class ReplicaLost(Unavailable):
     """A member's replica went away; the sequence can be replayed on another."""
+
+
+class MemberGone(Unavailable):
+    """A member has no replica left, where the blend file says not to wait for another."""
+
+    def __init__(self, reason: str, message: str, *, member: str) -> None:
+        super().__init__(reason, message)
+        self.member = member
 
 
 class DeadlineExceeded(CuveeError):

@@ -55,6 +55,11 @@ class ServeMember:
         """Its name in the blend file."""
         return self._name
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether Serve has no replica of it running."""
+        return False
+
     async def lease(self, timeout_s: float) -> ServeLease:
         """Hold one replica, trying others while those that Serve picks turn out to be dead."""
         retry_s = _FIRST_RETRY_S

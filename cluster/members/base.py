@@ -247,5 +247,9 @@ class Member(Protocol):
     def name(self) -> str:
         """Its name in the blend file."""
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has no replica at all now, though it should; another may be on its way."""
+
     async def lease(self, timeout_s: float) -> Lease:
         """Hold one of its replicas; raises Overloaded or Unavailable if none can be had in time."""

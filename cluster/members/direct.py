@@ -5,6 +5,7 @@ The tokens take the same way as with Ray Serve: lease, secret, exchange over gRP
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Sequence
 
@@ -13,6 +14,8 @@ from cluster.members.base import MemberInfo
 from cluster.members.exchange import ExchangePool, LeaseTransport
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import MemberServer
+
+_POLL_S = 0.02
 
 
 class DirectLease:
@@ -49,9 +52,17 @@ class DirectMember:
         self._exchanges = exchanges
         self._turns = itertools.count()
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether all its servers were taken out."""
+        return not self.servers
+
     async def lease(self, timeout_s: float) -> DirectLease:
-        """Hold the next replica."""
-        if not self.servers:
-            raise Unavailable("MEMBER_UNAVAILABLE", f"member {self.name!r} has no replica")
+        """Hold the next replica, once there is one."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while not self.servers:
+            if asyncio.get_running_loop().time() >= deadline_s:
+                raise Unavailable("MEMBER_UNAVAILABLE", f"member {self.name!r} has no replica")
+            await asyncio.sleep(_POLL_S)
         held = self.servers[next(self._turns) % len(self.servers)].lease()
         return DirectLease(held, await anext(held), self._exchanges)

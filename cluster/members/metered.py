@@ -33,6 +33,11 @@ class MeteredMember:
         """Its name in the blend file."""
         return self.member.name
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has no replica now."""
+        return self.member.is_gone
+
     async def lease(self, timeout_s: float) -> MeteredLease:
         """Hold one of its replicas."""
         return MeteredLease(await self.member.lease(timeout_s), self.count)

@@ -12,6 +12,8 @@ from cluster.router.requests import (
     GenerationRequest,
     Law,
     MemberUsage,
+    Notice,
+    NoticeKind,
     Outcome,
     Output,
     Overrides,
@@ -33,6 +35,7 @@ _FINISHES = {
     FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS,
     FinishReason.CONTEXT_FULL: pb.FINISH_REASON_CONTEXT_FULL,
 }
+_NOTICES = {NoticeKind.MEMBER_GONE: pb.NOTICE_KIND_MEMBER_GONE}
 _STATES = {
     ProposalState.COMPLETE: pb.PROPOSAL_STATE_COMPLETE,
     ProposalState.LATE: pb.PROPOSAL_STATE_LATE,
@@ -152,11 +155,22 @@ def stream_to_proto(update: Update, request_id: str, output: Output) -> pb.Strea
     message = pb.StreamGenerateResponse(request_id=request_id, text_delta=update.text)
     if output.attribution:
         message.tokens.extend(token_to_proto(token, output) for token in update.tokens)
+    message.notices.extend(map(notice_to_proto, update.notices))
     if update.outcome is not None:
         message.outcome.CopyFrom(outcome_to_proto(update.outcome))
         if output.attribution:
             message.outcome.proposals.extend(map(proposal_to_proto, update.outcome.proposals))
     return message
+
+
+def notice_to_proto(notice: Notice) -> pb.Notice:
+    """What happened to a reply as a message."""
+    return pb.Notice(
+        kind=_NOTICES[notice.kind],
+        member=notice.member,
+        position=notice.position,
+        message=notice.message,
+    )
 
 
 def token_to_proto(reply_token: ReplyToken, output: Output) -> pb.Token:
@@ -193,6 +207,7 @@ def outcome_to_proto(outcome: Outcome) -> pb.Outcome:
             members=[_usage_to_proto(usage) for usage in outcome.usage],
         ),
         seed=outcome.seed,
+        notices=map(notice_to_proto, outcome.notices),
         blend=outcome.blend,
         blend_revision=outcome.revision,
         weights=outcome.weights,

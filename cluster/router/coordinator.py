@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 
 from cluster.blending.adaptive import AdaptiveMixture
 from cluster.blending.base import Combined, Learner, Run, Together
+from cluster.blending.losing import without
 from cluster.blending.routing import Cascade, Routed
-from cluster.errors import ReplicaLost
+from cluster.errors import MemberGone, ReplicaLost
 from cluster.members.base import Doubt, Draw, Form, Member, Rank, RunEnd, Step, StepEvent
 from cluster.members.seat import Seat
 from cluster.router.plan import Plan
-from cluster.router.requests import FinishReason, Law, MemberUsage, Outcome, Update
+from cluster.router.requests import (
+    FinishReason,
+    Law,
+    MemberUsage,
+    Notice,
+    NoticeKind,
+    Outcome,
+    Update,
+)
 from cluster.router.seats import Seats
 from cluster.router.together import combined_next, drawn_token, told
 from cluster.router.transcript import Transcript
@@ -34,6 +44,7 @@ class Generation:
         self._dropped = False  # the last run ended at a border, its next token dropped there
         self._law = Law.EXACT
         self._dropped_share = 0.0
+        self._notices: list[Notice] = []
 
     @property
     def usage(self) -> tuple[MemberUsage, ...]:
@@ -45,12 +56,20 @@ class Generation:
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Take turns until the reply has ended; commit and pass on."""
         transcript = self._transcript
+        is_seated = False
         try:
-            await self._sit_down()
             while self._finish is None:
-                async with aclosing(self._turn()) as turn:
-                    async for update in turn:
-                        yield update
+                try:
+                    if not is_seated:
+                        await self._sit_down()
+                        is_seated = True
+                    async with aclosing(self._turn()) as turn:
+                        async for update in turn:
+                            yield update
+                except MemberGone as gone:
+                    await self._seats.leave()  # the others may have been stopped in mid-step
+                    yield Update(notices=(self._go_on_without(gone),))
+                    continue
                 if transcript.stop_string:
                     self._finish = FinishReason.STOP_STRING
                 if self._finish is None and transcript.position >= self._plan.max_tokens:
@@ -62,6 +81,21 @@ class Generation:
             await self._seats.leave()
         last.outcome = self._outcome(self._finish)
         yield last
+
+    def _go_on_without(self, gone: MemberGone) -> Notice:
+        """Renormalise the weights of the others, if the blend wants that and somebody is left."""
+        if self._plan.blend.spec.on_member_loss != "renormalise":
+            raise gone
+        left = without(self._plan.method, self._plan.members.index(gone.member))
+        if left is None:
+            raise gone
+        self._plan = replace(self._plan, method=left)
+        self._dropped = False
+        notice = Notice(
+            NoticeKind.MEMBER_GONE, gone.member, self._transcript.position, gone.message
+        )
+        self._notices.append(notice)
+        return notice
 
     async def _turn(self) -> AsyncGenerator[Update, None]:
         """A token by all, or a run by one.
@@ -230,6 +264,7 @@ class Generation:
             law=self._law,
             dropped_share=self._dropped_share,
             usage=self.usage,
+            notices=tuple(self._notices),
         )
 
     def _note_law(self, combined: Combined) -> None:

@@ -128,7 +128,8 @@ class Router:
             seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
             panel = Panel(request, blend, spec, seed, limits, members)
             weights = proposer_weights(spec, request.overrides)
-            ranking = Ranking(weights, members, self._served.rankers, self.spec)
+            waits = spec.on_member_loss == "wait"
+            ranking = Ranking(weights, members, self._served.rankers, self.spec, waits=waits)
             if isinstance(spec, ChooseSpec):
                 return choose(panel, ranking, spec, request.prompt, list(weights))
             return fuse(panel, ranking, spec, request.prompt, seed)

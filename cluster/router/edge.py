@@ -200,4 +200,4 @@ class Edge:
 
 
 def _has_news(update: Update, attribution: bool) -> bool:
-    return bool(update.text or update.outcome or (attribution and update.tokens))
+    return bool(update.text or update.outcome or update.notices or (attribution and update.tokens))

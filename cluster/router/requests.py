@@ -192,6 +192,22 @@ class Law(Enum):
     APPROXIMATE = "approximate"  # by bytes: unlikely splits into tokens were left out
 
 
+class NoticeKind(Enum):
+    """What may happen to a reply on its way that its caller should know."""
+
+    MEMBER_GONE = "member_gone"  # it goes on without the member, by the others' weights
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that happened to a reply on its way."""
+
+    kind: NoticeKind
+    member: str
+    position: int  # the number of the first token that it concerns
+    message: str
+
+
 class FinishReason(Enum):
     """Why a reply ended."""
 
@@ -270,6 +286,7 @@ class Outcome:
     proposals: tuple[Proposal, ...] = ()
     law: Law = Law.EXACT
     dropped_share: float = 0.0  # of splits into tokens, summed over bytes and members
+    notices: tuple[Notice, ...] = ()  # all of them
 
 
 @dataclass(slots=True)
@@ -279,6 +296,7 @@ class Update:
     text: str = ""
     tokens: list[ReplyToken] = field(default_factory=list)
     outcome: Outcome | None = None
+    notices: tuple[Notice, ...] = ()  # what has happened before the next token
 
 
 @dataclass(frozen=True, slots=True)

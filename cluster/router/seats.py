@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
-from cluster.errors import Overloaded, ReplicaLost, Unavailable
-from cluster.members.base import Member
+from cluster.errors import MemberGone, Overloaded, ReplicaLost, Unavailable
+from cluster.members.base import Lease, Member
 from cluster.members.seat import Seat
 from cluster.router.checks import check_prompt_is_shared, check_same_member
 from cluster.router.on_each import all_of
@@ -14,6 +14,7 @@ from cluster.router.plan import Plan
 from cluster.router.requests import MemberUsage
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3  # a prompt that kills every replica it meets is not carried further
+_GONE_POLL_S = 0.1
 _PATIENCE_S = 0.5  # for a lease, with others in hand
 
 
@@ -121,7 +122,11 @@ class Seats:
 
     async def _lease(self, index: int, timeout_s: float) -> None:
         name = self._plan.members[index]
-        seat = Seat(await self._members[name].lease(timeout_s))
+        if self._plan.blend.spec.on_member_loss == "wait":
+            lease = await self._members[name].lease(timeout_s)
+        else:
+            lease = await lease_unless_gone(self._members[name], timeout_s)
+        seat = Seat(lease)
         self._seats[index] = seat
         check_same_member(self._plan.blend.infos[name], seat.info)
 
@@ -135,3 +140,19 @@ class Seats:
         if seat := self._seats.pop(index, None):
             await seat.close()
             self.usage[index].seat += seat.usage
+
+
+async def lease_unless_gone(member: Member, timeout_s: float) -> Lease:
+    """A lease like any other; raises MemberGone as soon as there is nobody to wait for."""
+    leasing = asyncio.create_task(member.lease(timeout_s))
+    try:
+        while not leasing.done():
+            if member.is_gone:
+                words = f"member {member.name!r} has no replica left"
+                raise MemberGone("MEMBER_UNAVAILABLE", words, member=member.name)
+            await asyncio.wait({leasing}, timeout=_GONE_POLL_S)
+        return leasing.result()
+    finally:
+        if not leasing.done():
+            leasing.cancel()
+            await asyncio.wait({leasing})

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from cluster.spec.blend import BlendBase
+from cluster.spec.blend import WeightedSpec
 from cluster.spec.frozen import Frozen
 from cluster.spec.placed import BASE_FOLDER
 from cluster.spec.values import FrozenMapping, Name, Named, Span, Weight, Weights, refuse
@@ -146,7 +146,7 @@ GATES: dict[str, type[Frozen]] = {
 }
 
 
-class RouteSpec(BlendBase):
+class RouteSpec(WeightedSpec):
     """A gate decides at the beginning of each span, or from the prompt, who speaks."""
 
     parameter_names: ClassVar[tuple[str, ...]] = ("threshold", "top", "price")

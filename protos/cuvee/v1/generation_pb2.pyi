@@ -99,6 +99,26 @@ LOGPROB_KIND_MIXTURE: LogprobKind.ValueType  # 2
 """The members' together, as the token was drawn from it."""
 Global___LogprobKind: _TypeAlias = LogprobKind  # noqa: Y015
 
+class _NoticeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NoticeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoticeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOTICE_KIND_UNSPECIFIED: _NoticeKind.ValueType  # 0
+    """Not known."""
+    NOTICE_KIND_MEMBER_GONE: _NoticeKind.ValueType  # 1
+    """A member had no replica left; the reply goes on without it, by the others' weights."""
+
+class NoticeKind(_NoticeKind, metaclass=_NoticeKindEnumTypeWrapper):
+    """What happened to a reply on its way."""
+
+NOTICE_KIND_UNSPECIFIED: NoticeKind.ValueType  # 0
+"""Not known."""
+NOTICE_KIND_MEMBER_GONE: NoticeKind.ValueType  # 1
+"""A member had no replica left; the reply goes on without it, by the others' weights."""
+Global___NoticeKind: _TypeAlias = NoticeKind  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -787,6 +807,40 @@ class Token(_message.Message):
 Global___Token: _TypeAlias = Token  # noqa: Y015
 
 @_typing.final
+class Notice(_message.Message):
+    """Something that happened to a reply on its way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___NoticeKind.ValueType
+    """What."""
+    member: _builtins.str
+    """The member concerned."""
+    position: _builtins.int
+    """The number of the first token of the reply that it concerns."""
+    message: _builtins.str
+    """The same in words."""
+    def __init__(
+        self,
+        *,
+        kind: Global___NoticeKind.ValueType = ...,
+        member: _builtins.str = ...,
+        position: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "member", b"member", "message", b"message", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
+
+@_typing.final
 class MemberUsage(_message.Message):
     """What a reply cost one member."""
 
@@ -964,6 +1018,7 @@ class Outcome(_message.Message):
     PROPOSALS_FIELD_NUMBER: _builtins.int
     LAW_FIELD_NUMBER: _builtins.int
     DROPPED_SHARE_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     stop_string: _builtins.str
@@ -993,6 +1048,10 @@ class Outcome(_message.Message):
     def proposals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Proposal]:
         """Where members write whole replies first: all of these, unless attribution was declined."""
 
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]:
+        """What happened to it on its way, in order."""
+
     def __init__(
         self,
         *,
@@ -1006,10 +1065,11 @@ class Outcome(_message.Message):
         proposals: _abc.Iterable[Global___Proposal] | None = ...,
         law: Global___Law.ValueType = ...,
         dropped_share: _builtins.float = ...,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "dropped_share", b"dropped_share", "finish_reason", b"finish_reason", "law", b"law", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "dropped_share", b"dropped_share", "finish_reason", b"finish_reason", "law", b"law", "notices", b"notices", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,6 +1123,7 @@ class StreamGenerateResponse(_message.Message):
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this reply in logs and feedback."""
     text_delta: _builtins.str
@@ -1075,6 +1136,10 @@ class StreamGenerateResponse(_message.Message):
     def outcome(self) -> Global___Outcome:
         """How the reply ended; on the last message only."""
 
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]:
+        """What has happened to the reply before its next token."""
+
     def __init__(
         self,
         *,
@@ -1082,10 +1147,11 @@ class StreamGenerateResponse(_message.Message):
         text_delta: _builtins.str = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         outcome: Global___Outcome | None = ...,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "request_id", b"request_id", "text_delta", b"text_delta", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notices", b"notices", "outcome", b"outcome", "request_id", b"request_id", "text_delta", b"text_delta", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
