@@ -247,5 +247,8 @@ class Member(Protocol):
     def name(self) -> str:
         """Its name in the blend file."""
 
-    async def lease(self, timeout_s: float) -> Lease:
-        """Hold one of its replicas; raises Overloaded or Unavailable if none can be had in time."""
+    async def lease(self, timeout_s: float, affinity: str = "") -> Lease:
+        """Hold one of its replicas; raises Overloaded or Unavailable if none can be had in time.
+
+        Leases of one `affinity` go to one replica, while it is there and has room.
+        """

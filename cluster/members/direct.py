@@ -9,6 +9,7 @@ import itertools
 from collections.abc import AsyncGenerator, Sequence
 
 from cluster.errors import Unavailable
+from cluster.members.affinity import preferred
 from cluster.members.base import MemberInfo
 from cluster.members.exchange import ExchangePool, LeaseTransport
 from cluster.members.leases import LeaseGrant
@@ -49,9 +50,14 @@ class DirectMember:
         self._exchanges = exchanges
         self._turns = itertools.count()
 
-    async def lease(self, timeout_s: float) -> DirectLease:
-        """Hold the next replica."""
+    async def lease(self, timeout_s: float, affinity: str = "") -> DirectLease:
+        """Hold the replica preferred for the affinity, else the next one."""
         if not self.servers:
             raise Unavailable("MEMBER_UNAVAILABLE", f"member {self.name!r} has no replica")
-        held = self.servers[next(self._turns) % len(self.servers)].lease()
+        by_address = {server.address: server for server in self.servers}
+        num_leases = {address: len(server.leases) for address, server in by_address.items()}
+        address = preferred(affinity, num_leases)
+        if address is None:
+            address = self.servers[next(self._turns) % len(self.servers)].address
+        held = by_address[address].lease()
         return DirectLease(held, await anext(held), self._exchanges)

@@ -99,7 +99,8 @@ class Seats:
 
     async def _lease(self, index: int) -> None:
         name = self._plan.members[index]
-        seat = Seat(await self._members[name].lease(self._lease_timeout_s))
+        member, affinity = self._members[name], self._plan.affinity
+        seat = Seat(await member.lease(self._lease_timeout_s, affinity))
         self._seats[index] = seat
         self.usage[index].leases += 1
         check_same_member(self._plan.blend.infos[name], seat.info)
