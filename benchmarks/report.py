@@ -144,14 +144,19 @@ def as_json(runs: Sequence[Run]) -> str:
 
 
 def put_fragment(page: Path, run: Run) -> None:
-    """Replace what is between the page's markers for this workload; or append both."""
-    begin, end = (f"<!-- {run.workload.name}: {edge} -->" for edge in ("begin", "end"))
+    """Put a run into a page, in its workload's place."""
+    put_section(page, run.workload.name, as_markdown(run))
+
+
+def put_section(page: Path, name: str, content: str) -> None:
+    """Replace what is between the page's markers of that name; or append both."""
+    begin, end = (f"<!-- {name}: {edge} -->" for edge in ("begin", "end"))
     text = page.read_text() if page.exists() else ""
     if begin not in text:
         text += f"\n{begin}\n{end}\n"
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
-    page.write_text(f"{head}{begin}\n{as_markdown(run)}\n{end}{tail}")
+    page.write_text(f"{head}{begin}\n{content}\n{end}{tail}")
 
 
 def _ratios(run: Run, result: Result, rival: str, name: str) -> str:

@@ -180,7 +180,7 @@ def _is_served(spec: ClusterSpec, watch: Watch) -> bool:
         status = _router_status()
         if _spec_of(status) == spec:
             served.add(status["replica"])
-    is_done = len(wanted) >= spec.serving.routers and wanted <= served
+    is_done = len(wanted) >= spec.serving.routers.min and wanted <= served
     watch({**stages, ROUTER: Stage.READY if is_done else Stage.LOADING})
     return is_done
 

@@ -94,7 +94,8 @@ class Engine:
     def load(self) -> EngineLoad:
         num_open, num_busy = self._inbox.num_open_and_busy()
         num_riding = min(self._num_riding, num_busy)
-        pages = self._pool.num_pages, self._pool.num_free_pages
+        pool = self._pool
+        pages = pool.num_pages, pool.num_free_pages, pool.num_open_pages
         return EngineLoad(num_open, num_riding, num_busy - num_riding, *pages)
 
     # A step takes in what was submitted, cancelled and closed since the last one; lets the

@@ -251,5 +251,8 @@ class Member(Protocol):
     def is_gone(self) -> bool:
         """Whether it has no replica at all now, though it should; another may be on its way."""
 
-    async def lease(self, timeout_s: float) -> Lease:
-        """Hold one of its replicas; raises Overloaded or Unavailable if none can be had in time."""
+    async def lease(self, timeout_s: float, affinity: str = "") -> Lease:
+        """Hold one of its replicas; raises Overloaded or Unavailable if none can be had in time.
+
+        Leases of one `affinity` go to one replica, while it is there and has room.
+        """

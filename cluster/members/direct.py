@@ -10,6 +10,7 @@ import itertools
 from collections.abc import AsyncGenerator, Sequence
 
 from cluster.errors import Unavailable
+from cluster.members.affinity import preferred
 from cluster.members.base import MemberInfo
 from cluster.members.exchange import ExchangePool, LeaseTransport
 from cluster.members.leases import LeaseGrant
@@ -57,12 +58,17 @@ class DirectMember:
         """Whether all its servers were taken out."""
         return not self.servers
 
-    async def lease(self, timeout_s: float) -> DirectLease:
-        """Hold the next replica, once there is one."""
+    async def lease(self, timeout_s: float, affinity: str = "") -> DirectLease:
+        """Hold the replica preferred for the affinity, else the next one, once there is one."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while not self.servers:
             if asyncio.get_running_loop().time() >= deadline_s:
                 raise Unavailable("MEMBER_UNAVAILABLE", f"member {self.name!r} has no replica")
             await asyncio.sleep(_POLL_S)
-        held = self.servers[next(self._turns) % len(self.servers)].lease()
+        by_address = {server.address: server for server in self.servers}
+        num_leases = {address: len(server.leases) for address, server in by_address.items()}
+        address = preferred(affinity, num_leases)
+        if address is None:
+            address = self.servers[next(self._turns) % len(self.servers)].address
+        held = by_address[address].lease()
         return DirectLease(held, await anext(held), self._exchanges)

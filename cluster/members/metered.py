@@ -38,9 +38,9 @@ class MeteredMember:
         """Whether it has no replica now."""
         return self.member.is_gone
 
-    async def lease(self, timeout_s: float) -> MeteredLease:
+    async def lease(self, timeout_s: float, affinity: str = "") -> MeteredLease:
         """Hold one of its replicas."""
-        return MeteredLease(await self.member.lease(timeout_s), self.count)
+        return MeteredLease(await self.member.lease(timeout_s, affinity), self.count)
 
 
 @dataclass(frozen=True, slots=True)

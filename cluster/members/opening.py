@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from cluster.engine.types import Output, Prefill, Rank, Sample, Score, Work, WorkEnd
+from cluster.engine.types import (
+    EngineLoad,
+    EngineTimes,
+    Output,
+    Prefill,
+    Rank,
+    Sample,
+    Score,
+    Work,
+    WorkEnd,
+)
 from cluster.errors import CuveeError, InternalError, InvalidRequest
 from cluster.members.base import (
     Emit,
@@ -50,6 +60,13 @@ class EngineFront(Protocol):
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs."""
+
+    @property
+    def times(self) -> EngineTimes:
+        """What its time went to so far."""
+
+    def load(self) -> EngineLoad:
+        """How busy it is now."""
 
 
 class ReplicaSequence(ABC):

@@ -55,7 +55,7 @@ class ScriptedMember:
         """Whether its replicas are said to be lost for good."""
         return self.lose_after[:1] == [-1]
 
-    async def lease(self, timeout_s: float) -> ScriptedLease:
+    async def lease(self, timeout_s: float, affinity: str = "") -> ScriptedLease:
         """Hold a scripted replica."""
         await asyncio.sleep(0)
         self.num_leases += 1

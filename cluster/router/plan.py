@@ -12,6 +12,7 @@ from cluster.errors import InvalidRequest
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
 from cluster.router.blends import ServedBlend, blend_weights, form_of, overridden, sampling_params
 from cluster.router.checks import check_format_holds, check_prompt_renders
+from cluster.router.conversation import conversation_key
 from cluster.router.methods import make_method
 from cluster.router.requests import GenerationRequest, Overrides, ScoreRequest
 from cluster.spec import (
@@ -45,6 +46,7 @@ class Plan:
     min_share: float = 0.0  # for Form.BYTES
     decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
     format: OutputFormat | None = None  # what the whole reply has to match
+    affinity: str = ""  # by what turns of one conversation find the same replicas
 
     @property
     def evidence(self) -> Evidence | None:
@@ -120,6 +122,7 @@ def make_plan(
         min_share=_min_share_of(spec),
         decided=decided or {},
         format=request.format,
+        affinity=conversation_key(request.prompt, request.conversation_id),
     )
 
 

@@ -122,10 +122,11 @@ class Seats:
 
     async def _lease(self, index: int, timeout_s: float) -> None:
         name = self._plan.members[index]
+        member, affinity = self._members[name], self._plan.affinity
         if self._plan.blend.spec.on_member_loss == "wait":
-            lease = await self._members[name].lease(timeout_s)
+            lease = await member.lease(timeout_s, affinity)
         else:
-            lease = await lease_unless_gone(self._members[name], timeout_s)
+            lease = await lease_unless_gone(member, timeout_s, affinity)
         seat = Seat(lease)
         self._seats[index] = seat
         check_same_member(self._plan.blend.infos[name], seat.info)
@@ -142,9 +143,9 @@ class Seats:
             self.usage[index].seat += seat.usage
 
 
-async def lease_unless_gone(member: Member, timeout_s: float) -> Lease:
+async def lease_unless_gone(member: Member, timeout_s: float, affinity: str) -> Lease:
     """A lease like any other; raises MemberGone as soon as there is nobody to wait for."""
-    leasing = asyncio.create_task(member.lease(timeout_s))
+    leasing = asyncio.create_task(member.lease(timeout_s, affinity))
     try:
         while not leasing.done():
             if member.is_gone:

