@@ -3,6 +3,8 @@
     CuveeError
     ├── InvalidRequest      the caller's input is wrong; names the field
     │   └── SpecError       the same for a blend file; names the line as well
+    ├── Unauthenticated     who calls cannot be told, or is nobody we know
+    ├── PermissionDenied    who calls is known, and may not do this
     ├── NotFound            no such blend, member or model
     ├── Unsupported         valid, but this blend cannot do it
     ├── Overloaded          no room now; says when to come back
@@ -38,6 +40,14 @@ class SpecError(InvalidRequest):
     def __init__(self, reason: str, message: str, *, field: str = "", line: int = 0) -> None:
         super().__init__(reason, message, field=field)
         self.line = line
+
+
+class Unauthenticated(CuveeError):
+    """Who calls cannot be told; one text for every wrong key, whatever is wrong with it."""
+
+
+class PermissionDenied(CuveeError):
+    """Who calls is known, and may not do this."""
 
 
 class NotFound(CuveeError):
