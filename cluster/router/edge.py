@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.access.caller import Scope
 from cluster.access.certificates import Certificates
+from cluster.access.hosts import address_of
 from cluster.access.keyring import Keyring
 from cluster.errors import DeadlineExceeded
 from cluster.members.server import MAX_MESSAGE_BYTES
@@ -177,7 +178,7 @@ class Edge:
     async def start(self, host: str, port: int) -> None:
         """Listen, and begin to learn the members."""
         await self._set_health()
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = address_of(host, port)
         if self._certificates is None:
             self.port = self._server.add_insecure_port(address)
         else:

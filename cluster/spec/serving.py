@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from pydantic import Field, ValidationInfo, field_validator
 
+from cluster.access.hosts import is_address, is_loopback
 from cluster.spec.frozen import Frozen
 from cluster.spec.values import Bytes, FilePath, Name, refuse
 
@@ -63,7 +62,9 @@ class ServingSpec(Frozen):
     @classmethod
     def _guarded(cls, host: str, info: ValidationInfo) -> str:
         """Whoever reaches a port may use it, and on a network anybody may listen in."""
-        if _is_loopback(host) or not {"auth", "tls", "plaintext"} <= info.data.keys():
+        if not is_address(host):
+            raise refuse("expected an IP address such as 127.0.0.1, or localhost")
+        if is_loopback(host) or not {"auth", "tls", "plaintext"} <= info.data.keys():
             return host
         auth, tls = info.data["auth"], info.data["tls"]
         if auth is None and (tls is None or tls.client_ca is None):
@@ -78,10 +79,3 @@ class ServingSpec(Frozen):
                 "front ends TLS"
             )
         return host
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        raise refuse("expected an IP address such as 127.0.0.1, or localhost") from None
