@@ -198,7 +198,7 @@ class LocalCluster:
                 raise Unavailable("MEMBER_FAILED", f"{name} cannot start: {words}")
             if stages[ROUTER] is Stage.READY:
                 status = router.status.remote().result(timeout_s=30)
-                self.port = status["port"]
+                self.port = self.port or status["port"]
                 if status["is_ready"]:
                     self._report({RAY: Stage.READY, **dict.fromkeys(stages, Stage.READY)})
                     return
