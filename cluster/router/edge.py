@@ -154,6 +154,14 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
             require(Scope.GENERATE)
         return await super().Check(request, context)
 
+    async def List(  # noqa: N802
+        self, request: health_pb2.HealthListRequest, context: _Context
+    ) -> health_pb2.HealthListResponse:
+        """Tell of the whole and of every blend."""
+        answer = health_pb2.HealthCheckResponse
+        statuses = {name: answer(status=status) for name, status in self._server_status.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
 
 class Edge:
     """The server: starts listening at once, serves each blend as soon as its members are known."""

@@ -36,6 +36,7 @@ SCOPE_BY_METHOD = {
     _GENERATION + "CountTokens": Scope.GENERATE,
     _BLENDS + "ListBlends": Scope.GENERATE,
     _BLENDS + "GetBlend": Scope.GENERATE,
+    "/grpc.health.v1.Health/List": Scope.GENERATE,
     "/grpc.health.v1.Health/Watch": Scope.GENERATE,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Scope.GENERATE,
 }
