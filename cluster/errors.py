@@ -19,6 +19,8 @@ is in `cluster.router.status`.
 
 from __future__ import annotations
 
+import traceback
+
 
 class CuveeError(Exception):
     """What Cuvée refuses or fails to do: a reason for machines, a message for people."""
@@ -80,3 +82,17 @@ class DeadlineExceeded(CuveeError):
 
 class InternalError(CuveeError):
     """A defect on our side."""
+
+
+def trace_of(error: BaseException) -> str:
+    """Where an error comes from and of which kinds it and its causes are, for logs.
+
+    Without its words: libraries put what they were given into them, and prompts and replies belong
+    into no log.
+    """
+    told = []
+    while error is not None:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        told.append(f"{type(error).__name__} from\n{frames}")
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return "".join(told).rstrip()

@@ -25,6 +25,7 @@ from cluster.errors import (
     Unauthenticated,
     Unavailable,
     Unsupported,
+    trace_of,
 )
 
 if TYPE_CHECKING:  # at run time these classes take no arguments
@@ -190,7 +191,7 @@ async def _abort(error: Exception, context: _Context) -> NoReturn:
     if not isinstance(error, CuveeError):
         if isinstance(error, asyncio.CancelledError):
             raise error
-        logger.error("a handler failed", exc_info=error)
+        logger.error("a handler failed: %s", trace_of(error))
         error = InternalError("INTERNAL", "an unexpected error; the server's log has it")
     status = rich_status(error)
     await context.abort(

@@ -227,7 +227,8 @@ async def test_anybody_may_ask_whether_all_is_well_and_nobody_which_blends_there
 async def test_health_can_be_watched(rig: Rig) -> None:
     watch: Any = health_pb2_grpc.HealthStub(rig.channel).Watch  # type: ignore[no-untyped-call]
     call = watch(health_pb2.HealthCheckRequest(service="tokens"))
-    assert (await call.read()).status == SERVING
+    while (await call.read()).status != SERVING:
+        pass
     call.cancel()
     listed = await health_pb2_grpc.HealthStub(rig.channel).List(  # type: ignore[no-untyped-call]
         health_pb2.HealthListRequest()
