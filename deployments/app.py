@@ -51,7 +51,8 @@ def build_beside(args: ClusterSpec, before: ClusterSpec) -> serve.Application:
         user_config=user_config_of(args),
         **_num_routers(args.serving.routers),
     )(RouterDeployment)
-    return _versioned(router, args.serving.host, args.serving.port).bind(bound)
+    listens = args.serving.model_dump(mode="json", exclude={"routers", "default_blend"})
+    return _versioned(router, listens).bind(bound)
 
 
 def member_app(name: str, member: MemberSpec) -> serve.Application:

@@ -152,6 +152,14 @@ def _serving(before: ClusterSpec, port: int, spec: ClusterSpec) -> Any:
                 "or stop it and start it with cuvee up",
                 field=f"serving.{name}",
             )
+    for name in ("auth", "tls", "plaintext", "max_request_bytes"):
+        if getattr(new, name) != getattr(old, name):
+            raise InvalidRequest(
+                "NEEDS_RESTART",
+                "got another one than the cluster was started with; expected the same, or stop it "
+                "and start it with cuvee up (keys and certificates in the files may change)",
+                field=f"serving.{name.removesuffix('_bytes')}",
+            )
     return new.model_copy(update={"host": old.host, "port": old.port})
 
 

@@ -62,6 +62,7 @@ class RouterDeployment:
         return {
             "replica": serve.get_replica_context().replica_id.unique_id,
             "port": self._edge.port,
+            "is_ready": router.knows_all_members,
             "revisions": {name: router.blend(name).revision for name in router.ready_blends},
             "spec": json.dumps(router.spec.to_mapping()),
         }

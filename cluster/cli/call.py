@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from rich.console import Console
 from rich.text import Text
 
+from cluster.cli.credentials import Credentials, current
 from cluster.cli.output import print_json, print_line
 from cluster.errors import CuveeError
 from cuvee.v1 import blend_pb2, blend_pb2_grpc, generation_pb2_grpc
@@ -29,11 +30,15 @@ EXIT_REFUSED = 1
 EXIT_INTERRUPTED = 130
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
+_NO_CREDENTIALS = Credentials()
 _DETAILS_KEY = "grpc-status-details-bin"
 _HINTS = {
     "UNKNOWN_BLEND": "`cuvee blends` lists what is served",
     "UNKNOWN_MEMBER": "`cuvee blends NAME` lists its members",
     "MEMBER_UNAVAILABLE": "its replicas may still be loading, or be restarting; try again soon",
+    "NO_API_KEY": "give one with --api-key-file FILE, or in CUVEE_API_KEY",
+    "INVALID_API_KEY": "ask whoever runs the server for a new one: `cuvee keys new NAME`",
+    "SCOPE_MISSING": "ask for a key that has it: `cuvee keys new NAME --scope …`",
     "NO_CHAT_TEMPLATE": "this blend continues text: leave --chat out",
 }
 _HINTS_BY_CODE = {
@@ -45,15 +50,20 @@ _HINTS_BY_CODE = {
 class Server:
     """A channel to a server and the stubs on it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials = _NO_CREDENTIALS) -> None:
+        """Raises InvalidRequest rather than send a key in clear text over a network."""
+        credentials.check(address)
         self.address = address
         options = [
             ("grpc.enable_http_proxy", 0),  # a proxy between a laptop and itself helps nobody
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ]
-        self._channel = grpc.insecure_channel(address, options)
-        self.generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
-        self.blends = blend_pb2_grpc.BlendServiceStub(self._channel)
+        self._channel = _channel(address, credentials, options)
+        channel = self._channel
+        if credentials.api_key:
+            channel = grpc.intercept_channel(channel, _Bearer(credentials.api_key))
+        self.generation = generation_pb2_grpc.GenerationServiceStub(channel)
+        self.blends = blend_pb2_grpc.BlendServiceStub(channel)
 
     def __enter__(self) -> Server:
         return self
@@ -65,6 +75,33 @@ class Server:
         """One blend; the empty name means the default one."""
         request = blend_pb2.GetBlendRequest(name=name)
         return self.blends.GetBlend(request, timeout=timeout_s).blend
+
+
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Shows the API key with every call."""
+
+    def __init__(self, api_key: str) -> None:
+        self._shown = ("authorization", f"Bearer {api_key}")
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_key(details), request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_key(details), request)
+
+    def _with_key(self, details: Any) -> Any:
+        return details._replace(metadata=[*(details.metadata or ()), self._shown])
+
+
+def _channel(
+    address: str, credentials: Credentials, options: list[tuple[str, int]]
+) -> grpc.Channel:
+    if not credentials.is_tls:
+        return grpc.insecure_channel(address, options)
+    shown = grpc.ssl_channel_credentials(
+        credentials.authorities, credentials.certificate_key, credentials.certificate
+    )
+    return grpc.secure_channel(address, shown, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +209,7 @@ def cancelled_by_ctrl_c(call: grpc.RpcContext) -> Iterator[None]:
 def calling(address: str, *, as_json: bool = False) -> Iterator[Server]:
     """A server to call; failures are printed and become exit codes."""
     try:
-        with Server(address) as server:
+        with Server(address, current.get()) as server:
             yield server
     except grpc.RpcError as error:
         Refusal.of(error, address).print(as_json=as_json)

@@ -29,7 +29,7 @@ from cluster.engine.types import (
     Work,
     WorkEnd,
 )
-from cluster.errors import CuveeError
+from cluster.errors import CuveeError, trace_of
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Engine:
             jobs = [self._jobs[chunk.sequence] for chunk in plan.chunks]
             found = run_pass(self._runner, plan, jobs, self.vocab_size)
         except Exception as error:
-            _log.exception("a forward pass failed")
+            _log.error("a forward pass failed: %s", trace_of(error))
             outputs += self._give_up(plan, f"{type(error).__name__}: {error}")
         else:
             outputs += self._commit(plan, found)
@@ -262,7 +262,7 @@ class Engine:
         if isinstance(error, CuveeError):
             output.cause = error
         else:
-            _log.error("a judge or a mask failed", exc_info=error)
+            _log.error("a judge or a mask failed: %s", trace_of(error))
         return output
 
     def _end_without_room(self, job: Job) -> Output:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cluster.engine.types import EngineLoad, EngineTimes, Output, Work
+from cluster.errors import trace_of
 
 if TYPE_CHECKING:
     from cluster.engine.engine import Engine
@@ -80,13 +81,13 @@ class EngineThread:
             try:
                 outputs = self._timed_step()
             except Exception as error:
-                _log.exception("an engine step failed")
+                _log.error("an engine step failed: %s", trace_of(error))
                 outputs = self._engine.abort(f"{type(error).__name__}: {error}")
             try:
                 if outputs:
                     self._report(outputs)
-            except Exception:
-                _log.exception("outputs could not be reported")
+            except Exception as error:
+                _log.error("outputs could not be reported: %s", trace_of(error))
 
     def _timed_step(self) -> list[Output]:
         """A step; its time counts for every work that was under way when it began."""

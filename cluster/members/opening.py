@@ -20,7 +20,7 @@ from cluster.engine.types import (
     Work,
     WorkEnd,
 )
-from cluster.errors import CuveeError, InternalError, InvalidRequest
+from cluster.errors import CuveeError, InternalError, InvalidRequest, trace_of
 from cluster.members.base import (
     Emit,
     Event,
@@ -216,7 +216,7 @@ class ReplicaSequence(ABC):
         except CuveeError as error:
             self._tell(Failed(error))
         except Exception as error:
-            _log.exception("a sequence failed")
+            _log.error("a sequence failed: %s", trace_of(error))
             self._tell(Failed(InternalError(reason, f"{type(error).__name__}: {error}")))
 
     def _tell(self, event: Event) -> None:

@@ -20,8 +20,8 @@ from cluster.spec.ranker import RankerSpec
 from cluster.spec.references import OWN_RANKS, Location, Problem, dangling, rankers_of
 from cluster.spec.replies import ChooseSpec, FuseSpec
 from cluster.spec.route import RouteSpec
-from cluster.spec.scaling import Routers, RoutersSpec
-from cluster.spec.values import FrozenMapping, Host, Name, Named, refuse
+from cluster.spec.serving import ServingSpec
+from cluster.spec.values import FrozenMapping, Named, refuse
 
 _REVISION_LENGTH = 12
 
@@ -29,21 +29,6 @@ BlendSpec = Annotated[
     MixtureSpec | EnsembleSpec | ProxySpec | ContrastSpec | ChooseSpec | FuseSpec | RouteSpec,
     Field(discriminator="method"),
 ]
-
-
-class ServingSpec(Frozen):
-    """Where the edge listens."""
-
-    host: Host = Field(default="127.0.0.1", description="a loopback address such as 127.0.0.1")
-    port: int = Field(
-        default=9000, ge=0, le=65535, description="a port between 0 and 65535 (0: any free one)"
-    )
-    routers: Routers = Field(
-        default=RoutersSpec(),
-        description="router replicas: a whole number of at least 1, or a mapping such as "
-        "{min: 1, max: 4, target_generations: 64}",
-    )
-    default_blend: Name | None = Field(default=None, description="the name of a blend of this file")
 
 
 class LimitsSpec(Frozen):

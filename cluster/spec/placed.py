@@ -10,9 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from cluster.models.reference import EXPECTED, ModelKind, ModelReference
 from cluster.spec.frozen import Frozen
 from cluster.spec.scaling import AutoscalingSpec
-from cluster.spec.values import refuse
-
-BASE_FOLDER = "base_folder"  # key of the validation context: where relative model folders start
+from cluster.spec.values import BASE_FOLDER, refuse
 
 
 class ResourcesSpec(Frozen):

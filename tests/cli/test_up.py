@@ -22,7 +22,6 @@ from cluster.cli.main import app
 from cluster.errors import InvalidRequest
 from cluster.spec import ClusterSpec, parse_spec
 from deployments.demo import only_blends
-from deployments.local import is_serving
 from deployments.machine import check_gpus, check_port_is_free
 from deployments.processes import await_end, descendants
 from deployments.progress import StartProgress
@@ -124,10 +123,6 @@ def test_gpus_that_are_not_there_are_refused(spec: ClusterSpec) -> None:
     check_gpus(spec, 0.5)
     with pytest.raises(InvalidRequest, match=r"0\.5 GPUs, and Ray has 0"):
         check_gpus(spec, 0)
-
-
-def test_nobody_serves_on_a_closed_port() -> None:
-    assert not is_serving("127.0.0.1:1")
 
 
 def test_the_demo_leaves_out_members_it_does_not_show(spec: ClusterSpec) -> None:
