@@ -24,6 +24,7 @@ from cluster.router.requests import (
     Stopping,
     Update,
 )
+from cluster.router.resumption import ReceivedToken, Resumption
 from cuvee.v1 import blend_pb2 as pb_blend
 from cuvee.v1 import generation_pb2 as pb
 
@@ -80,7 +81,16 @@ def generation_from_proto(
         user_id=message.user_id,
         conversation_id=message.conversation_id,
         format=format_from_proto(message.format) if message.HasField("format") else None,
+        resumption=_resumption(message.resumption) if message.HasField("resumption") else None,
     )
+
+
+def _resumption(message: pb.Resumption) -> Resumption:
+    tokens = (
+        ReceivedToken(t.member, t.id, t.bytes, tuple((w.member, w.share) for w in t.weights))
+        for t in message.tokens
+    )
+    return Resumption(tuple(tokens), message.blend_revision)
 
 
 def score_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
@@ -152,6 +162,11 @@ def stream_to_proto(update: Update, request_id: str, output: Output) -> pb.Strea
     message = pb.StreamGenerateResponse(request_id=request_id, text_delta=update.text)
     if output.attribution:
         message.tokens.extend(token_to_proto(token, output) for token in update.tokens)
+    if update.start is not None:
+        start = update.start
+        message.start.CopyFrom(
+            pb.Start(seed=start.seed, blend=start.blend, blend_revision=start.revision)
+        )
     if update.outcome is not None:
         message.outcome.CopyFrom(outcome_to_proto(update.outcome))
         if output.attribution:

@@ -6,14 +6,16 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from cluster.blending.adaptive import AdaptiveMixture
-from cluster.blending.base import Combined, Learner, Run, Together
+from cluster.blending.base import Combined, Learner, Method, Run, Together
+from cluster.blending.combined import Mean, Product
 from cluster.blending.routing import Cascade, Routed
 from cluster.errors import ReplicaLost
-from cluster.members.base import Doubt, Draw, Form, Member, Rank, RunEnd, Step, StepEvent
-from cluster.members.seat import Seat
+from cluster.members.base import Form, Member, Rank, RunEnd, StepEvent
 from cluster.router.plan import Plan
 from cluster.router.requests import FinishReason, Law, MemberUsage, Outcome, Update
+from cluster.router.resuming import Recall, recall_together, views_of
 from cluster.router.seats import Seats
+from cluster.router.steps import Speech, step_for
 from cluster.router.together import combined_next, drawn_token, told
 from cluster.router.transcript import Transcript
 
@@ -31,6 +33,7 @@ class Generation:
         self._transcript = Transcript(plan.members, plan.form, plan.stop)
         self._seats = Seats(plan, members, lease_timeout_s)
         self._finish: FinishReason | None = None
+        self._speech: Speech | None = None  # a run that broke off elsewhere, to go on with
         self._dropped = False  # the last run ended at a border, its next token dropped there
         self._law = Law.EXACT
         self._dropped_share = 0.0
@@ -47,21 +50,59 @@ class Generation:
         transcript = self._transcript
         try:
             await self._sit_down()
+            if self._plan.received:
+                await self._resume()
+            self._end_if_due()
+            last = Update()
             while self._finish is None:
                 async with aclosing(self._turn()) as turn:
                     async for update in turn:
-                        yield update
-                if transcript.stop_string:
-                    self._finish = FinishReason.STOP_STRING
-                if self._finish is None and transcript.position >= self._plan.max_tokens:
-                    self._finish = FinishReason.MAX_TOKENS
-            last = transcript.finish()
-            if transcript.stop_string:
-                self._finish = FinishReason.STOP_STRING
+                        if transcript.stop_string:
+                            last = update  # shown with the outcome: nobody can ask for more
+                        else:
+                            yield update
+                self._end_if_due()
+            rest = transcript.finish()
+            self._end_if_due()
         finally:
             await self._seats.leave()
-        last.outcome = self._outcome(self._finish)
-        yield last
+        tokens = [*last.tokens, *rest.tokens]
+        yield Update(last.text + rest.text, tokens, self._outcome(self._finish))
+
+    def _end_if_due(self) -> None:
+        if self._transcript.stop_string:
+            self._finish = FinishReason.STOP_STRING
+        if self._finish is None and self._transcript.position >= self._plan.max_tokens:
+            self._finish = FinishReason.MAX_TOKENS
+
+    async def _resume(self) -> None:
+        """Stand where what the caller has ends; members hear of it as news."""
+        plan, transcript, method = self._plan, self._transcript, self._plan.method
+        if isinstance(method, Together):
+            await self._resume_together(method)
+            return
+        is_followed = plan.evidence is not None and plan.evidence.follows_reply
+        recall = Recall(plan, transcript, await views_of(plan, self._seats) if is_followed else {})
+        recall.take_turns()
+        if is_followed:  # who was not to know all yet hears the rest again in its turn
+            for member, known in recall.known.items():
+                seat = await self._seats.take(member)
+                seat.known = min(seat.known, known)
+        self._dropped = recall.dropped
+        self._speech = None if recall.is_over else recall.speech
+
+    async def _resume_together(self, method: Together) -> None:
+        plan, rule = self._plan, method.rule
+        if isinstance(rule, Learner):
+            return  # its weights follow what members told of each token, so they tell it again
+        for received in plan.received:
+            recall_together(plan, self._transcript, received)
+        if isinstance(rule, Mean | Product) and rule.num_candidates:
+            self._law = Law.BOUNDED
+        if plan.form is Form.BYTES:
+            now = await combined_next(method, self._seats, self._transcript)
+            if now is not None:
+                self._note_law(now)
 
     async def _turn(self) -> AsyncGenerator[Update, None]:
         """A token by all, or a run by one.
@@ -74,18 +115,24 @@ class Generation:
         if isinstance(method, Together):
             yield await self._draw_together(method)
             return
-        if isinstance(method, Routed) and not method.is_decided(position):
-            await self._ask_gate(method)
-            if self._finish is not None:
-                return
-        remaining = self._plan.max_tokens - position
-        run = method.next_run(position, remaining, dropped=self._dropped)
+        speech, self._speech = self._speech, None
+        if speech is None:
+            if isinstance(method, Routed) and not method.is_decided(position):
+                await self._ask_gate(method)
+                if self._finish is not None:
+                    return
+            speech = self._next_speech(method)
+        async with aclosing(self._speak(speech)) as updates:
+            async for update in updates:
+                yield update
+
+    def _next_speech(self, method: Method) -> Speech:
+        position = self._transcript.position
+        run = method.next_run(position, self._plan.max_tokens - position, dropped=self._dropped)
         weights: tuple[tuple[str, float], ...] = ()
         if isinstance(method, AdaptiveMixture | Routed):
             weights = tuple(self._weights().items())  # before the run tells more
-        async with aclosing(self._speak(run, weights)) as speech:
-            async for update in speech:
-                yield update
+        return Speech(run, self._transcript.length, weights)
 
     async def _ask_gate(self, gate: Routed) -> None:
         """Let it read what its reader makes of all that was said."""
@@ -104,6 +151,11 @@ class Generation:
             return Update()
         self._note_law(combined)
         plan, position = self._plan, self._transcript.position
+        if position < len(plan.received):
+            recall_together(plan, self._transcript, plan.received[position])
+            assert isinstance(method.rule, Learner), "others need not be told again"
+            method.rule.learn(combined.told, plan.received[position].token.id)
+            return Update()
         token, at = drawn_token(combined, plan, position)
         if token.id in plan.tokens.end_ids and position >= plan.end_allowed_from:
             self._finish = FinishReason.END_OF_TURN
@@ -115,23 +167,24 @@ class Generation:
         leading = max(shares, key=lambda index: shares[index])
         return self._transcript.commit(leading, [token], named, combined.bound)
 
-    async def _speak(
-        self, run: Run, weights: tuple[tuple[str, float], ...]
-    ) -> AsyncGenerator[Update, None]:
-        """One run, drawn by these weights where they change, on as many replicas as it takes."""
-        begin = self._transcript.length
+    async def _speak(self, speech: Speech) -> AsyncGenerator[Update, None]:
+        """One run, on as many replicas as it takes."""
+        run, transcript = speech.run, self._transcript
         while not self._is_done(run):
             try:
                 seat = await self._seats.take(run.member)
                 known = seat.known
-                async with aclosing(seat.run(self._step(run, begin, seat))) as events:
+                step = step_for(self._plan, speech, transcript, known)
+                async with aclosing(seat.run(step)) as events:
                     async for event in events:
                         self._listen(run.member, known, event)
                         if event.tokens:
-                            yield self._transcript.commit(run.member, event.tokens, weights=weights)
-                            seat.known = self._transcript.length
+                            yield transcript.commit(
+                                run.member, event.tokens, weights=speech.weights
+                            )
+                            seat.known = transcript.length
                             self._seats.progress(run.member)
-                        if self._transcript.stop_string:
+                        if transcript.stop_string:
                             return
                         if event.end is not None:
                             self._end_run(event.end)
@@ -155,38 +208,6 @@ class Generation:
         num_done = self._transcript.position - run.position
         return num_done >= run.max_tokens and not self._transcript.is_torn
 
-    def _step(self, run: Run, begin: int, seat: Seat) -> Step:
-        """What the run still needs, as news to what the seat knows."""
-        transcript, position = self._transcript, self._transcript.position
-        evidence = self._plan.evidence
-        num_done = position - run.position
-        max_tokens = max(1, run.max_tokens - num_done)
-        draw = Draw(
-            position=position,
-            max_tokens=max_tokens,
-            border=run.border,
-            share=run.share,
-            begins_span=num_done == 0,
-            retake=run.retake and num_done == 0,
-            whole_characters=self._plan.form is Form.TEXT
-            and position + max_tokens < self._plan.max_tokens,
-            score_news=evidence is not None and evidence.follows_reply,
-            doubt=self._doubt(run, num_done),
-        )
-        if self._plan.form is Form.TOKEN_IDS:
-            return Step(seat.known, draw, token_ids=transcript.ids(seat.known))
-        # Text up to the run's beginning, then the run's own ids: only then does a fresh replica
-        # compute with the very tokens that the lost one had drawn.
-        base = min(seat.known, begin)
-        return Step(base, draw, transcript.bytes(base, begin), transcript.ids(run.position))
-
-    def _doubt(self, run: Run, num_done: int) -> Doubt | None:
-        """Where the run's member hands over, if it may."""
-        method = self._plan.method
-        if not isinstance(method, Cascade) or run.member != method.first:
-            return None
-        return Doubt(method.measure, method.threshold, method.span_tokens, num_done)
-
     def _end_run(self, end: RunEnd) -> None:
         self._dropped = end in (RunEnd.BORDER, RunEnd.DOUBT)
         if end is RunEnd.DOUBT:
@@ -206,6 +227,10 @@ class Generation:
         elif isinstance(method, Routed):
             first = (method.reader,)
             if method.mixture.span == "response":  # who else sits is not known before
+                if self._plan.received:
+                    known = (self._plan.received[0].member,)
+                    await self._seats.sit_down(known, known)
+                    return
                 await self._seats.sit_down(first, first)
                 await self._ask_gate(method)
                 speakers = method.drawn()
@@ -215,6 +240,8 @@ class Generation:
                 return
         else:
             first = (method.next_run(0, self._plan.max_tokens, dropped=False).member,)
+        if self._plan.received:
+            first = method.speakers  # the prompt and what follows are one pass for all
         await self._seats.sit_down(method.speakers, first)
 
     def _outcome(self, finish: FinishReason | None) -> Outcome:
@@ -246,7 +273,8 @@ class Generation:
         if self._plan.decided:
             return dict(self._plan.decided)
         if isinstance(method, Routed):
-            return dict(zip(names, method.weights(), strict=True))
+            weights = method.weights()
+            return dict(zip(names, weights, strict=True)) if weights else {}
         if evidence is None:
             return {}
         if isinstance(method, Together):

@@ -17,7 +17,7 @@ from cluster.members.base import (
 )
 from cluster.rankers.base import Ranker
 from cluster.router.blends import ServedBlend, blend_weights, overridden
-from cluster.router.checks import check_prompt_renders
+from cluster.router.checks import check_prompt_renders, check_revision
 from cluster.router.coordinator import Generation
 from cluster.router.measuring import measure
 from cluster.router.on_each import on_each
@@ -29,6 +29,7 @@ from cluster.router.requests import (
     GenerationRequest,
     Score,
     ScoreRequest,
+    Start,
     Update,
     check_prompt,
 )
@@ -99,22 +100,25 @@ class Router:
         return self._served.blend(name)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Update, None]:
-        """Write one reply; the last update has the outcome."""
+        """Write one reply; the first update has its start, the last one the outcome."""
         blend = self.blend(request.blend)
+        if request.resumption is not None:
+            check_revision(blend, request.resumption)
+        given = request.sampling.seed
+        seed = secrets.randbits(63) if given is None else given
         with self._admitted():
-            async with aclosing(await self._updates(request, blend)) as updates:
+            async with aclosing(await self._updates(request, blend, seed)) as updates:
+                yield Update(start=Start(seed, blend.name, blend.revision))
                 async for update in updates:
                     yield update
 
     async def _updates(
-        self, request: GenerationRequest, blend: ServedBlend
+        self, request: GenerationRequest, blend: ServedBlend, seed: int
     ) -> AsyncGenerator[Update, None]:
         """The reply that the blend's method gives; refuses what it cannot do."""
         spec, limits = overridden(blend, request.overrides), self.spec.limits
-        fresh_seed = secrets.randbits(63)
         is_pinned = request.overrides.member is not None
         if not is_pinned and isinstance(spec, ChooseSpec | FuseSpec):
-            seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
             panel = Panel(request, blend, spec, seed, limits, self._served.members)
             weights = proposer_weights(spec, request.overrides)
             ranking = Ranking(weights, self._served.members, self._served.rankers, self.spec)
@@ -122,7 +126,7 @@ class Router:
                 return choose(panel, ranking, spec, request.prompt, list(weights))
             return fuse(panel, ranking, spec, request.prompt, seed)
         decided = await self._decided(blend, request)
-        plan = make_plan(request, blend, limits, fresh_seed, decided)
+        plan = make_plan(request, blend, limits, seed, decided)
         return Generation(plan, self._served.members, limits.lease_timeout_s).updates()
 
     async def score(self, request: ScoreRequest) -> Score:

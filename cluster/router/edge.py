@@ -190,4 +190,5 @@ class Edge:
 
 
 def _has_news(update: Update, attribution: bool) -> bool:
-    return bool(update.text or update.outcome or (attribution and update.tokens))
+    told = update.text or update.start or update.outcome
+    return bool(told or (attribution and update.tokens))

@@ -14,6 +14,7 @@ from cluster.router.blends import ServedBlend, blend_weights, form_of, overridde
 from cluster.router.checks import check_format_holds, check_prompt_renders
 from cluster.router.methods import make_method
 from cluster.router.requests import GenerationRequest, Overrides, ScoreRequest
+from cluster.router.resumption import Recalled, recalled
 from cluster.spec import (
     BlendSpec,
     CombinedSpec,
@@ -45,6 +46,7 @@ class Plan:
     min_share: float = 0.0  # for Form.BYTES
     decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
     format: OutputFormat | None = None  # what the whole reply has to match
+    received: tuple[Recalled, ...] = ()  # what the caller has of it
 
     @property
     def evidence(self) -> Evidence | None:
@@ -120,6 +122,7 @@ def make_plan(
         min_share=_min_share_of(spec),
         decided=decided or {},
         format=request.format,
+        received=recalled(request.resumption, members),
     )
 
 

@@ -1,0 +1,68 @@
+"""What a caller has of a reply that broke off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.errors import InvalidRequest
+from cluster.members.base import StepToken
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedToken:
+    """One token as the caller got it."""
+
+    member: str
+    id: int
+    bytes: bytes
+    weights: tuple[tuple[str, float], ...] = ()  # as the token told them
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """All tokens of the reply so far, from position 0, and the blend's revision then."""
+
+    tokens: tuple[ReceivedToken, ...] = ()
+    revision: str = ""  # empty: whatever it is now
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A received token as the router keeps it; its log-probability was told once and is gone."""
+
+    member: int  # index into the blend's members
+    token: StepToken
+    weights: tuple[float, ...] = ()  # by member, where the token told them
+
+
+def recalled(resumption: Resumption | None, members: Sequence[str]) -> tuple[Recalled, ...]:
+    """The received tokens; raises InvalidRequest for one by nobody of the blend."""
+    places = {name: index for index, name in enumerate(members)}
+    tokens = () if resumption is None else resumption.tokens
+    for position, token in enumerate(tokens):
+        for name in (token.member, *(name for name, _ in token.weights)):
+            if name not in places:
+                raise InvalidRequest(
+                    "UNKNOWN_MEMBER",
+                    f"got {name!r}; expected a member of the blend: {', '.join(members)}",
+                    field=f"resumption.tokens[{position}].member",
+                )
+    return tuple(
+        Recalled(
+            places[token.member],
+            StepToken(token.id, token.bytes, math.nan),
+            tuple(dict(token.weights).get(name, 0.0) for name in members if token.weights),
+        )
+        for token in tokens
+    )
+
+
+def not_of_this_reply(position: int, given: str, expected: str, name: str) -> InvalidRequest:
+    """A received token that the request cannot have given at its position."""
+    return InvalidRequest(
+        "NOT_THIS_REPLY",
+        f"got {given}; expected {expected}, by this request and its seed",
+        field=f"resumption.tokens[{position}].{name}",
+    )
