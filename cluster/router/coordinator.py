@@ -13,7 +13,7 @@ from cluster.errors import ReplicaLost
 from cluster.members.base import Form, Member, Rank, RunEnd, StepEvent
 from cluster.router.plan import Plan
 from cluster.router.requests import FinishReason, Law, MemberUsage, Outcome, Update
-from cluster.router.resuming import Recall, recall_together, views_of
+from cluster.router.resuming import Recall, minding_format, recall_together, views_of
 from cluster.router.seats import Seats
 from cluster.router.steps import Speech, step_for
 from cluster.router.together import combined_next, drawn_token, told
@@ -48,20 +48,21 @@ class Generation:
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Take turns until the reply has ended; commit and pass on."""
         transcript = self._transcript
+        last = Update()
         try:
             await self._sit_down()
-            if self._plan.received:
-                await self._resume()
-            self._end_if_due()
-            last = Update()
-            while self._finish is None:
-                async with aclosing(self._turn()) as turn:
-                    async for update in turn:
-                        if transcript.stop_string:
-                            last = update  # shown with the outcome: nobody can ask for more
-                        else:
-                            yield update
+            with minding_format(self._plan):
+                if self._plan.received:
+                    await self._resume()
                 self._end_if_due()
+                while self._finish is None:
+                    async with aclosing(self._turn()) as turn:
+                        async for update in turn:
+                            if transcript.stop_string:
+                                last = update  # shown with the outcome: nobody can ask for more
+                            else:
+                                yield update
+                    self._end_if_due()
             rest = transcript.finish()
             self._end_if_due()
         finally:

@@ -9,7 +9,8 @@ that follow the transcript need every speaker's view of it, which takes one pass
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 
@@ -17,6 +18,7 @@ from cluster.blending.adaptive import AdaptiveMixture
 from cluster.blending.base import Run, Together
 from cluster.blending.routing import Cascade, Routed
 from cluster.engine.types import Verdict
+from cluster.errors import InternalError, InvalidRequest
 from cluster.members.base import Rank, RunEnd
 from cluster.members.judge import RunJudge
 from cluster.members.reply import TAIL_BYTES
@@ -49,6 +51,21 @@ async def views_of(plan: Plan, seats: Seats) -> Views:
 
     speakers = plan.method.speakers
     return dict(zip(speakers, await all_of(map(view, speakers)), strict=True))
+
+
+@contextmanager
+def minding_format(plan: Plan) -> Iterator[None]:
+    """A reply that leaves its format through what the caller says of it is the caller's mistake."""
+    try:
+        yield
+    except InternalError as error:
+        if not plan.received or error.reason != "FORMAT_LEFT":
+            raise
+        raise InvalidRequest(
+            "NOT_THIS_REPLY",
+            f"got tokens that the request's format excludes: {error.message}",
+            field="resumption.tokens",
+        ) from None
 
 
 def recall_together(plan: Plan, transcript: Transcript, received: Recalled) -> None:

@@ -42,12 +42,13 @@ def recalled(resumption: Resumption | None, members: Sequence[str]) -> tuple[Rec
     places = {name: index for index, name in enumerate(members)}
     tokens = () if resumption is None else resumption.tokens
     for position, token in enumerate(tokens):
-        for name in (token.member, *(name for name, _ in token.weights)):
+        given = [("member", token.member), *(("weights", name) for name, _ in token.weights)]
+        for field, name in given:
             if name not in places:
                 raise InvalidRequest(
                     "UNKNOWN_MEMBER",
                     f"got {name!r}; expected a member of the blend: {', '.join(members)}",
-                    field=f"resumption.tokens[{position}].member",
+                    field=f"resumption.tokens[{position}].{field}",
                 )
     return tuple(
         Recalled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from cluster.blending.gates import Network
-from cluster.errors import CuveeError, InvalidRequest, Unsupported
+from cluster.errors import InvalidRequest, Unsupported
 from cluster.gates.file import GateInputs, save_gate
 from cluster.members.base import Prompt
 from cluster.router.requests import (
@@ -183,3 +184,193 @@ async def test_the_rest_is_the_rest_of_the_undisturbed_reply(rig: Rig, blend: st
             assert same(found.tokens, whole.tokens[cut:]), (seed, cut)
             assert found.text == whole.text[len(whole.visible(cut)) :]
             check_same_end(found.outcome, whole.outcome)
+
+
+@pytest.mark.parametrize("blend", ["words", "unlike-threes", "sure", "mean"])
+async def test_a_stop_string_that_was_held_back_is_still_found(rig: Rig, blend: str) -> None:
+    free = await reply(rig, asked(blend))
+    stop = free.text[len(free.text) // 2 :][:3]
+    request = asked(
+        blend, stopping=Stopping(max_tokens=NUM_TOKENS, stop=(stop, free.text[3:6] + "Q"))
+    )
+    whole = await reply(rig, request)
+    assert whole.outcome.finish_reason is FinishReason.STOP_STRING
+    # The last message has the stop string's tokens and the outcome: no caller has one alone.
+    *_, before, last = [update async for update in rig.router.generate(request)]
+    assert last.outcome is not None
+    num_before = len(whole.tokens) - len(last.tokens)
+    assert before.outcome is None
+    for cut in range(num_before + 1):
+        found = await rest(rig, request, whole, cut)
+        assert same(found.tokens, whole.tokens[cut:]), cut
+        assert found.text == whole.text[len(whole.visible(cut)) :]
+        assert found.outcome.stop_string == whole.outcome.stop_string
+
+
+@pytest.mark.parametrize("blend", ["tokens", "words", "adaptive", "mean", "proxy"])
+async def test_a_format_is_kept_to(rig: Rig, blend: str) -> None:
+    wanted = OutputFormat("regex", " [A-Z][a-z]{2,6} (of|the) [a-z]{3,9}\\.")
+    request = asked(blend, 3, format=wanted)
+    whole = await reply(rig, request)
+    assert whole.outcome.finish_reason is FinishReason.END_OF_TURN
+    for cut in range(len(whole.tokens) + 1):
+        found = await rest(rig, request, whole, cut)
+        assert same(found.tokens, whole.tokens[cut:]), cut
+        check_same_end(found.outcome, whole.outcome)
+    other = await reply(rig, asked(blend, 3))
+    with pytest.raises(InvalidRequest) as caught:
+        await reply(rig, replace(request, resumption=Resumption(other.received[:5])))
+    assert caught.value.field.startswith("resumption.tokens")
+
+
+async def test_least_tokens_and_candidates_count_from_the_beginning(rig: Rig) -> None:
+    for blend in ("words", "contrast"):
+        request = asked(
+            blend,
+            sampling=Sampling(seed=9, temperature=2.5),
+            stopping=Stopping(max_tokens=40, min_tokens=30),
+            output=Output(logprobs=True, num_top_candidates=3),
+        )
+        whole = await reply(rig, request)
+        found = await rest(rig, request, whole, 17)
+        assert same(found.tokens, whole.tokens[17:])
+        assert len(whole.tokens) >= 30
+        tops = [[c.id for c in token.token.top] for token in found.tokens]
+        assert tops == [[c.id for c in token.token.top] for token in whole.tokens[17:]]
+
+
+@pytest.mark.parametrize("blend", ["full", "full-adaptive"])
+async def test_a_context_that_is_full_is_full_again(rig: Rig, blend: str) -> None:
+    request = asked(blend, stopping=Stopping(max_tokens=60, ignore_eos=True))
+    whole = await reply(rig, request)
+    assert whole.outcome.finish_reason is FinishReason.CONTEXT_FULL
+    for cut in (len(whole.tokens) - 2, len(whole.tokens)):
+        found = await rest(rig, request, whole, cut)
+        assert same(found.tokens, whole.tokens[cut:])
+        check_same_end(found.outcome, whole.outcome)
+
+
+async def test_a_fusers_reply_goes_on_after_the_same_proposals(rig: Rig) -> None:
+    request = asked("team")
+    whole = await reply(rig, request)
+    found = await rest(rig, request, whole, 9)
+    assert same(found.tokens, whole.tokens[9:])
+    assert found.text == whole.text[len(whole.visible(9)) :]
+    texts = [proposal.text for proposal in found.outcome.proposals]
+    assert texts == [proposal.text for proposal in whole.outcome.proposals]
+
+
+async def test_the_best_reply_is_written_again_and_what_is_known_left_out(rig: Rig) -> None:
+    request = asked("likely")
+    whole = await reply(rig, request)
+    for cut in (0, 4, len(whole.tokens)):
+        found = await rest(rig, request, whole, cut)
+        assert found.tokens == whole.tokens[cut:]
+        assert found.text == whole.text[len(whole.visible(cut)) :]
+    tokens = (replace(whole.received[0], id=1), *whole.received[1:])
+    with pytest.raises(InvalidRequest, match="the best reply"):
+        await reply(rig, replace(request, resumption=Resumption(tokens)))
+
+
+async def test_it_costs_each_member_one_prefill_of_prompt_and_reply(rig: Rig) -> None:
+    request = asked("tokens", 4, stopping=Stopping(max_tokens=60, ignore_eos=True))
+    whole = await reply(rig, request)
+    found = await rest(rig, request, whole, 40)
+    usages = found.outcome.usage
+    assert len(usages) == 2
+    # A token a pass: the first one that a member draws comes of its prefill.
+    assert sum(usage.seat.forward_passes for usage in usages) == len(found.tokens) == 20
+    assert sum(usage.drawn_tokens for usage in usages) == 20
+    for usage in usages:
+        last = max(t.position for t in found.tokens if t.member == usage.member)
+        processed = usage.seat.processed_tokens + usage.seat.cached_tokens
+        assert processed == usage.seat.prompt_tokens + last
+
+
+async def test_weights_that_follow_the_reply_cost_one_pass_of_each_member(rig: Rig) -> None:
+    request = asked("adaptive", 4, stopping=Stopping(max_tokens=60, ignore_eos=True))
+    whole = await reply(rig, request)
+    found = await rest(rig, request, whole, 40)
+    passes = sum(usage.seat.forward_passes for usage in found.outcome.usage)
+    assert passes <= len(found.tokens) + 2
+    together = asked("product", 4, stopping=Stopping(max_tokens=60, ignore_eos=True))
+    whole = await reply(rig, together)
+    found = await rest(rig, together, whole, 40)
+    assert [usage.seat.forward_passes for usage in found.outcome.usage] == [20, 20]
+
+
+async def test_what_was_sent_stands_where_other_numbers_would_say_otherwise(rig: Rig) -> None:
+    """As in lower precision: a token that these numbers do not draw, by a member they do not."""
+    for blend in ("learning", "adaptive", "learned", "sure", "mean"):
+        request = asked(blend, stopping=Stopping(max_tokens=NUM_TOKENS, ignore_eos=True))
+        whole = await reply(rig, request)
+        other = "kjv" if whole.tokens[5].member == "austen" else "austen"
+        tokens = [*whole.received[:5], replace(whole.received[5], member=other, weights=())]
+        tokens[4] = replace(tokens[4], id=whole.received[0].id, bytes=whole.received[0].bytes)
+        found = await reply(rig, replace(request, resumption=Resumption(tuple(tokens))))
+        assert [token.position for token in found.tokens] == list(range(6, NUM_TOKENS))
+
+
+TOKEN = ReceivedToken("austen", 300, b"x")
+
+
+@pytest.mark.parametrize(
+    ("blend", "tokens", "field"),
+    [
+        ("tokens", (replace(TOKEN, member="nobody"),), "resumption.tokens[0].member"),
+        ("tokens", (replace(TOKEN, member="bytes"),), "resumption.tokens[0].member"),
+        ("tokens", (TOKEN,) * 9, "resumption.tokens[1].member"),
+        ("replies", (replace(TOKEN, member="kjv"),), "resumption.tokens[0].member"),
+        ("learned", (replace(TOKEN, weights=(("me", 1.0),)),), "resumption.tokens[0].weights"),
+        ("replies", (TOKEN,) * (NUM_TOKENS + 1), f"resumption.tokens[{NUM_TOKENS}].id"),
+        ("replies", (replace(TOKEN, id=1 << 31),), "resumption.tokens"),
+        ("mean", (TOKEN,) * (NUM_TOKENS + 1), f"resumption.tokens[{NUM_TOKENS}].id"),
+        ("mean", (replace(TOKEN, id=1 << 31),), "resumption.tokens[0].id"),
+        ("mean", (replace(TOKEN, bytes=b"\xff\xff"),), "resumption.tokens[0].bytes"),
+        ("letters", (replace(TOKEN, id=256, bytes=b""),), "resumption.tokens[0].id"),
+        ("learning", (replace(TOKEN, id=1 << 31),), "resumption.tokens[0].id"),
+    ],
+)
+async def test_tokens_that_no_such_reply_has_are_refused_by_name(
+    rig: Rig, blend: str, tokens: tuple[ReceivedToken, ...], field: str
+) -> None:
+    if blend == "mean" and len(tokens) > 1:
+        whole = await reply(rig, asked(blend, stopping=Stopping(max_tokens=50, ignore_eos=True)))
+        tokens = whole.received[: len(tokens)]
+    with pytest.raises(InvalidRequest) as caught:
+        await reply(rig, asked(blend, 5, resumption=Resumption(tokens)))
+    assert caught.value.field == field
+    await at_rest(rig)
+
+
+async def at_rest(rig: Rig) -> None:
+    while rig.num_held() != (0, 0):
+        await asyncio.sleep(0.001)
+
+
+async def test_the_stop_string_the_seed_and_the_revision_are_minded(rig: Rig) -> None:
+    whole = await reply(rig, asked("words"))
+    stopping = Stopping(max_tokens=NUM_TOKENS, stop=(whole.text[:4],))
+    with pytest.raises(InvalidRequest, match="stop string"):
+        await rest(rig, asked("words", stopping=stopping), whole, 12)
+    with pytest.raises(InvalidRequest) as caught:
+        asked("words", sampling=Sampling(), resumption=Resumption(whole.received))
+    assert (caught.value.reason, caught.value.field) == ("MISSING_SEED", "sampling.seed")
+    with pytest.raises(Unsupported) as changed:
+        await reply(rig, asked("words", resumption=Resumption(whole.received, "other")))
+    assert changed.value.reason == "REVISION_CHANGED"
+    assert changed.value.field == "resumption.blend_revision"
+    found = await reply(rig, asked("words", resumption=Resumption(whole.received[:5])))
+    assert same(found.tokens, whole.tokens[5:])
+
+
+async def test_a_stream_begins_with_what_it_takes_to_go_on(rig: Rig) -> None:
+    for blend in ("words", "mean", "likely", "team"):
+        request = asked(blend, sampling=Sampling())
+        updates = [update async for update in rig.router.generate(request)]
+        start, outcome = updates[0].start, updates[-1].outcome
+        assert start is not None
+        assert outcome is not None
+        assert not any(update.start for update in updates[1:])
+        assert (start.seed, start.blend) == (outcome.seed, outcome.blend)
+        assert start.revision == outcome.revision
