@@ -112,6 +112,8 @@ async def test_all_options_reach_the_server(client: AsyncClient) -> None:
     formed = await client.generate("It is", blend="tokens", regex=" (a|b)+\\.", max_tokens=20)
     assert set(formed.text) <= set(" ab.")
     assert (await client.generate("It is", span="word", max_tokens=3)).tokens
+    chat = [Message("system", "Be brief."), Message("user", "Who are you?")]
+    assert (await client.generate(chat, max_tokens=3)).tokens
 
 
 async def test_scores_counts_and_blends(rig: Rig, client: AsyncClient) -> None:
@@ -143,8 +145,8 @@ async def test_errors_have_their_reason_and_field(rig: Rig, client: AsyncClient)
     await refused(InvalidRequest, span="page")
     await refused(DeadlineExceeded, blend="tokens", timeout_s=0.001)
     with pytest.raises(Unsupported) as caught:
-        await client.generate([Message("user", "Hello")], blend="tokens")
-    assert caught.value.reason == "NO_CHAT_TEMPLATE"
+        await client.generate("It is", blend="mixed", regex="a")
+    assert caught.value.reason == "FORMAT_NEEDS_ONE_VOCABULARY"
     with pytest.raises(InvalidRequest):
         await blocked(rig, lambda c: c.generate(""))
     with pytest.raises(ValueError, match="got no server"):

@@ -304,11 +304,11 @@ async def test_what_was_sent_stands_where_other_numbers_would_say_otherwise(rig:
     for blend in ("learning", "adaptive", "learned", "sure", "mean"):
         request = asked(blend, stopping=Stopping(max_tokens=NUM_TOKENS, ignore_eos=True))
         whole = await reply(rig, request)
-        other = "kjv" if whole.tokens[5].member == "austen" else "austen"
-        tokens = [*whole.received[:5], replace(whole.received[5], member=other, weights=())]
+        other = "kjv" if whole.tokens[6].member == "austen" else "austen"
+        tokens = [*whole.received[:6], replace(whole.received[6], member=other, weights=())]
         tokens[4] = replace(tokens[4], id=whole.received[0].id, bytes=whole.received[0].bytes)
         found = await reply(rig, replace(request, resumption=Resumption(tuple(tokens))))
-        assert [token.position for token in found.tokens] == list(range(6, NUM_TOKENS))
+        assert [token.position for token in found.tokens] == list(range(7, NUM_TOKENS))
 
 
 TOKEN = ReceivedToken("austen", 300, b"x")
