@@ -39,6 +39,8 @@ def without(method: Method | Together, member: int) -> Method | Together | None:
             choice = replace(method.choice, prior=_zeroed(method.choice.prior, member))
             return Routed(mixture, method.network, choice, method.reader)
         case Together(speakers, rule):
+            if member not in speakers:
+                return method
             left = tuple(index for index in speakers if index != member)
             rest = _rule(rule, speakers.index(member)) if left else None
             return None if rest is None else Together(left, rest)

@@ -102,6 +102,11 @@ class Draw:
     score_news: bool = False  # report the log-probabilities of the step's token ids
     doubt: Doubt | None = None
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether how far it goes depends on the text before, such as a character that is cut."""
+        return self.border is not Border.NONE or self.whole_characters or self.doubt is not None
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreText:
@@ -124,6 +129,7 @@ class Rank:
     is_warped: bool = False  # under the sequence's sampling; else the model's own
     with_state: bool = False  # tell the hidden state that it is made from, too
     num_positions: int = 1  # tell of the last given tokens too, in one event each; none is banned
+    score_news: bool = False  # report the model's own log-probabilities of the step's token ids
 
 
 @dataclass(frozen=True, slots=True)

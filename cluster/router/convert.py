@@ -7,13 +7,12 @@ from cluster.errors import InvalidRequest
 from cluster.members.base import Form, Prompt
 from cluster.members.wire import chat_from_proto, format_from_proto
 from cluster.router.blends import ServedBlend
+from cluster.router.notices import Notice, NoticeKind
 from cluster.router.requests import (
     FinishReason,
     GenerationRequest,
     Law,
     MemberUsage,
-    Notice,
-    NoticeKind,
     Outcome,
     Output,
     Overrides,
@@ -26,6 +25,7 @@ from cluster.router.requests import (
     Stopping,
     Update,
 )
+from cluster.router.resumption import ReceivedToken, Resumption
 from cuvee.v1 import blend_pb2 as pb_blend
 from cuvee.v1 import generation_pb2 as pb
 
@@ -83,7 +83,24 @@ def generation_from_proto(
         user_id=message.user_id,
         conversation_id=message.conversation_id,
         format=format_from_proto(message.format) if message.HasField("format") else None,
+        resumption=_resumption(message.resumption) if message.HasField("resumption") else None,
     )
+
+
+def _resumption(message: pb.Resumption) -> Resumption:
+    tokens = (
+        ReceivedToken(t.member, t.id, t.bytes, tuple((w.member, w.share) for w in t.weights))
+        for t in message.tokens
+    )
+    notices = [_notice(notice, number) for number, notice in enumerate(message.notices)]
+    return Resumption(tuple(tokens), message.blend_revision, tuple(notices))
+
+
+def _notice(message: pb.Notice, number: int) -> Notice:
+    if message.kind != pb.NOTICE_KIND_MEMBER_GONE:
+        words = f"got kind {message.kind}; expected NOTICE_KIND_MEMBER_GONE"
+        raise InvalidRequest("INVALID_NOTICE", words, field=f"resumption.notices[{number}].kind")
+    return Notice(NoticeKind.MEMBER_GONE, message.member, message.position, message.message)
 
 
 def score_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
@@ -156,6 +173,11 @@ def stream_to_proto(update: Update, request_id: str, output: Output) -> pb.Strea
     if output.attribution:
         message.tokens.extend(token_to_proto(token, output) for token in update.tokens)
     message.notices.extend(map(notice_to_proto, update.notices))
+    if update.start is not None:
+        start = update.start
+        message.start.CopyFrom(
+            pb.Start(seed=start.seed, blend=start.blend, blend_revision=start.revision)
+        )
     if update.outcome is not None:
         message.outcome.CopyFrom(outcome_to_proto(update.outcome))
         if output.attribution:

@@ -20,7 +20,7 @@ from cluster.members.metered import MeteredMember
 from cluster.rankers.base import Ranker
 from cluster.router.admission import Admission
 from cluster.router.blends import ServedBlend, blend_weights, overridden
-from cluster.router.checks import check_prompt_renders
+from cluster.router.checks import check_prompt_renders, check_revision
 from cluster.router.coordinator import Generation
 from cluster.router.measuring import measure
 from cluster.router.on_each import on_each
@@ -32,6 +32,7 @@ from cluster.router.requests import (
     GenerationRequest,
     Score,
     ScoreRequest,
+    Start,
     Update,
     check_prompt,
 )
@@ -106,26 +107,31 @@ class Router:
     async def generate(
         self, request: GenerationRequest, time_left_s: float | None = None
     ) -> AsyncGenerator[Update, None]:
-        """Write one reply; the last update has the outcome.
+        """Write one reply; the first update has its start, the last one the outcome.
 
         `time_left_s`: until the caller's deadline, for who would have to wait longer to begin.
         """
-        async with (
-            self._admitted(request.blend, time_left_s) as (blend, members),
-            aclosing(await self._updates(request, blend, members)) as updates,
-        ):
-            async for update in updates:
-                yield update
+        given = request.sampling.seed
+        seed = secrets.randbits(63) if given is None else given
+        async with self._admitted(request.blend, time_left_s) as (blend, members):
+            if request.resumption is not None:
+                check_revision(blend, request.resumption)
+            async with aclosing(await self._updates(request, blend, members, seed)) as updates:
+                yield Update(start=Start(seed, blend.name, blend.revision))
+                async for update in updates:
+                    yield update
 
     async def _updates(
-        self, request: GenerationRequest, blend: ServedBlend, members: Mapping[str, Member]
+        self,
+        request: GenerationRequest,
+        blend: ServedBlend,
+        members: Mapping[str, Member],
+        seed: int,
     ) -> AsyncGenerator[Update, None]:
         """The reply that the blend's method gives; refuses what it cannot do."""
         spec, limits = overridden(blend, request.overrides), self.spec.limits
-        fresh_seed = secrets.randbits(63)
         is_pinned = request.overrides.member is not None
         if not is_pinned and isinstance(spec, ChooseSpec | FuseSpec):
-            seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
             panel = Panel(request, blend, spec, seed, limits, members)
             weights = proposer_weights(spec, request.overrides)
             waits = spec.on_member_loss == "wait"
@@ -134,7 +140,7 @@ class Router:
                 return choose(panel, ranking, spec, request.prompt, list(weights))
             return fuse(panel, ranking, spec, request.prompt, seed)
         decided = await self._decided(blend, request)
-        plan = make_plan(request, blend, limits, fresh_seed, decided)
+        plan = make_plan(request, blend, limits, seed, decided)
         return Generation(plan, members, limits.lease_timeout_s).updates()
 
     async def score(self, request: ScoreRequest, time_left_s: float | None = None) -> Score:

@@ -254,4 +254,5 @@ def _guard(serving: ServingSpec) -> Guard:
 
 
 def _has_news(update: Update, attribution: bool) -> bool:
-    return bool(update.text or update.outcome or update.notices or (attribution and update.tokens))
+    told = update.text or update.start or update.outcome or update.notices
+    return bool(told or (attribution and update.tokens))

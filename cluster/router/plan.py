@@ -14,7 +14,9 @@ from cluster.router.blends import ServedBlend, blend_weights, form_of, overridde
 from cluster.router.checks import check_format_holds, check_prompt_renders
 from cluster.router.conversation import conversation_key
 from cluster.router.methods import make_method
+from cluster.router.notices import Notice
 from cluster.router.requests import GenerationRequest, Overrides, ScoreRequest
+from cluster.router.resumption import Recalled, losses_of, recalled
 from cluster.spec import (
     BlendSpec,
     CombinedSpec,
@@ -47,6 +49,8 @@ class Plan:
     decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
     format: OutputFormat | None = None  # what the whole reply has to match
     affinity: str = ""  # by what turns of one conversation find the same replicas
+    received: tuple[Recalled, ...] = ()  # what the caller has of it
+    losses: tuple[Notice, ...] = ()  # members that were gone meanwhile
 
     @property
     def evidence(self) -> Evidence | None:
@@ -123,6 +127,8 @@ def make_plan(
         decided=decided or {},
         format=request.format,
         affinity=conversation_key(request.prompt, request.conversation_id),
+        received=recalled(request.resumption, members),
+        losses=losses_of(request.resumption, members),
     )
 
 

@@ -91,6 +91,11 @@ class Seats:
                 f"request; the last: {error.message}",
             ) from error
 
+    def forget(self, known: Mapping[int, int]) -> None:
+        """Members that sit know no more than this of the reply."""
+        for index, seat in self._seats.items():
+            seat.known = min(seat.known, known.get(index, 0))
+
     async def leave(self, keep: Collection[int] = ()) -> None:
         """Give everything back, or all but some; never fails."""
         leaving = [index for index in self._seats if index not in keep]

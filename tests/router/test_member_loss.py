@@ -130,6 +130,42 @@ async def test_the_others_go_on_and_the_stream_says_so(rig: Rig, name: str) -> N
     assert not undisturbed[-1].outcome.notices
 
 
+@pytest.mark.parametrize("name", BLENDS)
+async def test_another_router_goes_on_without_the_member_that_was_gone(rig: Rig, name: str) -> None:
+    wanted = request(f"{name}-renormalise")
+    pieces = await disturbed(rig, wanted, 8, "kjv")
+    tokens, start = tokens_of(pieces), pieces[0].start
+    (notice,) = pieces[-1].outcome.notices
+    for num in (notice.position - 3, notice.position, notice.position + 9):
+        again = pb.StreamGenerateRequest()
+        again.CopyFrom(wanted)
+        again.resumption.blend_revision = start.blend_revision
+        for token in tokens[:num]:
+            again.resumption.tokens.add(
+                member=token.member, id=token.id, bytes=token.bytes, weights=token.weights
+            )
+        again.resumption.notices.extend([notice] if num >= notice.position else [])
+        rest = [piece async for piece in rig.generation.StreamGenerate(again)]
+        if num >= notice.position:  # before that, the member is there again, and speaks
+            assert [t.id for t in tokens_of(rest)] == [t.id for t in tokens[num:]]
+            assert list(rest[-1].outcome.notices) == [notice]
+        assert rest[-1].outcome.usage.completion_tokens == 60
+
+
+async def test_a_notice_that_no_such_reply_can_have_is_refused(rig: Rig) -> None:
+    for blend, notice in (
+        ("tokens-wait", pb.Notice(kind=1, member="kjv", position=0)),
+        ("tokens-renormalise", pb.Notice(kind=1, member="nobody", position=0)),
+        ("tokens-renormalise", pb.Notice(kind=1, member="kjv", position=1)),
+        ("tokens-renormalise", pb.Notice(member="kjv")),
+    ):
+        wanted = request(blend, resumption={"notices": [notice]})
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.generation.StreamGenerate(wanted).read()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "resumption.notices" in (caught.value.details() or "")
+
+
 @pytest.mark.parametrize("name", ["tokens", "mean"])
 async def test_a_blend_that_begins_without_a_member_says_what_the_others_say(
     rig: Rig, name: str
