@@ -13,7 +13,7 @@ from cluster.errors import ReplicaLost
 from cluster.members.base import Form, Member, Rank, RunEnd, StepEvent
 from cluster.router.plan import Plan
 from cluster.router.requests import FinishReason, Law, MemberUsage, Outcome, Update
-from cluster.router.resuming import Recall, minding_format, recall_together, views_of
+from cluster.router.resuming import minding_format, recall_together, recall_turns
 from cluster.router.seats import Seats
 from cluster.router.steps import Speech, step_for
 from cluster.router.together import combined_next, drawn_token, told
@@ -82,13 +82,7 @@ class Generation:
         if isinstance(method, Together):
             await self._resume_together(method)
             return
-        is_followed = plan.evidence is not None and plan.evidence.follows_reply
-        recall = Recall(plan, transcript, await views_of(plan, self._seats) if is_followed else {})
-        recall.take_turns()
-        if is_followed:  # who was not to know all yet hears the rest again in its turn
-            for member, known in recall.known.items():
-                seat = await self._seats.take(member)
-                seat.known = min(seat.known, known)
+        recall = await recall_turns(plan, transcript, self._seats)
         self._dropped = recall.dropped
         self._speech = None if recall.is_over else recall.speech
 

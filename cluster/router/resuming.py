@@ -34,7 +34,19 @@ from cluster.text.borders import Border
 Views = Mapping[int, Sequence[float]]  # by member: its log-probability of each token
 
 
-async def views_of(plan: Plan, seats: Seats) -> Views:
+async def recall_turns(plan: Plan, transcript: Transcript, seats: Seats) -> Recall:
+    """Bring a reply by turns to where the caller's tokens end; raises InvalidRequest for others."""
+    is_followed = plan.evidence is not None and plan.evidence.follows_reply
+    recall = Recall(plan, transcript, await _views_of(plan, seats) if is_followed else {})
+    recall.take_turns()
+    if is_followed:  # who was not to know all yet hears the rest again in its turn
+        for member, known in recall.known.items():
+            seat = await seats.take(member)
+            seat.known = min(seat.known, known)
+    return recall
+
+
+async def _views_of(plan: Plan, seats: Seats) -> Views:
     """What every speaker thinks of the tokens that the caller has."""
     whole = Transcript(plan.members, plan.form, stop=())
     for received in plan.received:
