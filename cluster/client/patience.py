@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How often, and how long, a reply that has begun is asked for without a new token."""
+    """How often, and for how long, the rest of a reply is asked for without a new token."""
 
     max_tries: int = 20
     total_s: float = 60.0

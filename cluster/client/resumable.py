@@ -45,7 +45,7 @@ class Resumable:
         self._has_begun = False
         self._is_fresh = True  # nothing has come in the stream under way
         self._num_failures = 0  # in a row
-        self._progress_s = now_s()
+        self._broken_s = 0.0  # since when
         self._whole = Utf8Stream()  # of the tokens so far
         self._num_token_chars = 0
         self._num_chars = 0  # that the caller has
@@ -76,7 +76,7 @@ class Resumable:
             )
             self._num_token_chars += len(self._whole.push(token.bytes))
         if piece.text_delta or piece.tokens:
-            self._is_fresh, self._num_failures, self._progress_s = False, 0, self._now_s()
+            self._is_fresh, self._num_failures = False, 0
         num_again = min(self._num_again, len(piece.text_delta))
         if num_again:
             self._num_again -= num_again
@@ -88,13 +88,15 @@ class Resumable:
         """How long to wait before the next stream; None if there is to be none."""
         error = RichStatus.of(failure).error()
         self._num_failures += 1
+        if self._num_failures == 1:
+            self._broken_s = self._now_s()
         if isinstance(error, Overloaded):
             delay_s = self._delay_for_room(error)
         elif isinstance(error, Unavailable):
             delay_s = self._delay_for_server()
         else:
             return None
-        patience_s = self._progress_s + self._patience.total_s - self._now_s()
+        patience_s = self._broken_s + self._patience.total_s - self._now_s()
         if delay_s is None or delay_s > patience_s or (left_s is not None and delay_s >= left_s):
             return None
         return delay_s

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.members.base import MemberInfo
 from cluster.members.exchange import ExchangePool, LeaseTransport
@@ -24,7 +25,9 @@ from cluster.members.leases import LeaseGrant
 from cluster.router.core import Router
 from cluster.router.edge import Edge
 from cluster.spec import parse_spec
-from tests.rig import Rig
+
+if TYPE_CHECKING:  # a rig brings models with it, which routers have no need of
+    from tests.rig import Rig
 
 HOST = "127.0.0.1"
 

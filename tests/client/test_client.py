@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -151,6 +152,15 @@ async def test_errors_have_their_reason_and_field(rig: Rig, client: AsyncClient)
         await blocked(rig, lambda c: c.generate(""))
     with pytest.raises(ValueError, match="got no server"):
         Client([])
+
+
+async def test_the_readme_speaks_the_truth(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    program = readme.split("```python\n")[1].split("```")[0]
+    program = program.replace("127.0.0.1:9000", f"127.0.0.1:{rig.edge.port}")
+    program = program.replace('blend="demo"', 'blend="tokens"')
+    await asyncio.to_thread(exec, compile(program, "README.md", "exec"), {})
+    assert capsys.readouterr().out.rstrip().endswith(("max_tokens", "end_of_turn"))
 
 
 async def test_servers_that_are_not_there_are_passed_over(rig: Rig) -> None:

@@ -111,17 +111,17 @@ async def test_a_router_killed_for_good_leaves_no_trace_in_the_stream(
         first, port = await routers.start()
         async with AsyncClient(f"127.0.0.1:{port}") as client:
             undisturbed = {
-                blend: await client.generate(PROMPT, **asked(blend, 300))
+                blend: await client.generate(PROMPT, **asked(blend, 120))
                 for blend in ("tokens", "unlike", "mean")
             }
             await routers.start(port)  # no connection has come to it yet
 
             async def disturbed(blend: str, killing: asyncio.Event) -> tuple[Reply, int]:
                 pieces: list[Piece] = []
-                stream = client.stream(PROMPT, **asked(blend, 300))
+                stream = client.stream(PROMPT, **asked(blend, 120))
                 async for piece in stream:
                     pieces.append(piece)
-                    if len(pieces) == 20:
+                    if len(pieces) == 10:
                         speaking.add(blend)
                     if len(speaking) == 3 and not killing.is_set():
                         killing.set()
@@ -152,21 +152,21 @@ def blocking(servers: list[str], kill: Callable[[], None]) -> tuple[Reply, Reply
     """A reply whose router is killed on the way, and the same without."""
     with Client(servers) as client:
         pieces = []
-        with client.stream(PROMPT, **asked("tokens", 300)) as stream:
+        with client.stream(PROMPT, **asked("tokens", 150)) as stream:
             for piece in stream:
                 pieces.append(piece)
                 if len(pieces) == 20:
                     kill()
             assert stream.num_streams > 1
             assert stream.outcome is not None
-        return Reply.of(pieces, stream.outcome), client.generate(PROMPT, **asked("tokens", 300))
+        return Reply.of(pieces, stream.outcome), client.generate(PROMPT, **asked("tokens", 150))
 
 
 async def test_it_gives_up_where_nobody_comes_back(rig: Rig) -> None:
     doomed = await another_edge(rig)
     patience = Patience(max_tries=4, first_delay_s=0.01)
     async with AsyncClient(f"127.0.0.1:{doomed.port}", patience=patience) as client:
-        stream = client.stream(PROMPT, **asked("tokens", 300))
+        stream = client.stream(PROMPT, **asked("tokens", 150))
         await anext(stream)
         await doomed.stop(0)
         with pytest.raises(Unavailable):

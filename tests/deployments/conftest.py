@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ blends:
   team: {{method: fuse, members: {{austen: proposer, bytes: proposer, kjv: fuser}}}}
 rankers:
   alike: {{model: FOLDER, kind: embedding, dtype: float32, resources: {{num_cpus: 0.1}}}}
-serving: {{port: 0}}
+serving: {{port: PORT}}
 limits: {{max_new_tokens: 1000}}
 """
 WITH_SMOLLM2 = f"""
@@ -103,11 +104,18 @@ class Client:
         self._channel.close()
 
 
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    text = SPEC.replace(
-        "FOLDER", str(make_ranker(tmp_path_factory.mktemp("ranker"), num_labels=None))
-    )
+    folder = make_ranker(tmp_path_factory.mktemp("ranker"), num_labels=None)
+    # A port that stays: who knows the router finds it again when it has been restarted.
+    text = SPEC.replace("FOLDER", str(folder)).replace("PORT", str(free_port()))
     with pytest.MonkeyPatch.context() as patch:
         if HAS_SMOLLM2:
             from cluster.models.fetch import fetch_smollm2
