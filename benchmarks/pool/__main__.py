@@ -17,10 +17,12 @@ from benchmarks.markdown import put_fragment
 from benchmarks.pool.device import TIMINGS
 from benchmarks.pool.load import jobs_of, run_phase
 from benchmarks.pool.pool import ASKS, Pool, running_pool
+from benchmarks.pool.relay import floor_cpu_s
 from benchmarks.pool.report import Load, Rest, Run, as_json, as_markdown
 
 _REST_S = 6.0
 _NUM_WARM_TOKENS = 4
+_FLOOR_STREAMS, _FLOOR_MESSAGES = 64, 100
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,6 +40,8 @@ def measure(options: argparse.Namespace, machine: str) -> Run:
     """Every blend by every number of streams, on one pool."""
     begin_s, jobs = time.monotonic(), jobs_of()
     timing = TIMINGS[options.engine]
+    _say("measuring the floor")
+    floor = floor_cpu_s(_FLOOR_STREAMS, _FLOOR_MESSAGES, timing.step_s)
     with running_pool(timing, options.replicas, options.hosts) as pool:
         first_rest = _rest(pool)
         _say("warming up")  # enough leases that every replica has an exchange
@@ -66,6 +70,7 @@ def measure(options: argparse.Namespace, machine: str) -> Run:
         options.hosts,
         first_rest,
         rest,
+        floor,
         loads,
         time.monotonic() - begin_s,
     )

@@ -32,9 +32,10 @@ from cluster.router.edge import Edge
 from cluster.spec import parse_spec
 from cluster.text.member import MemberText
 
-_HOST = "127.0.0.1"
+HOST = "127.0.0.1"
 _NUM_PROFILE_LINES = 40
 A = TypeVar("A")
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class RouterPlan:
 class Child(Generic[A]):
     """A process that said something when it was ready and answers questions until it is stopped."""
 
-    def __init__(self, target: Callable[..., None], plan: HostPlan | RouterPlan) -> None:
+    def __init__(self, target: Callable[[P, Connection], None], plan: P) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=target, args=(plan, theirs), daemon=True)
@@ -142,12 +143,12 @@ async def _host(plan: HostPlan, pipe: Connection) -> None:
 
         info = MemberInfo(name, plan.model, text.vocabulary.fingerprint, 1 << 20, False)
         servers.append(MemberServer(Replica(info, text, start)))
-        await servers[-1].start(_HOST)
+        await servers[-1].start(HOST)
     granting = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     granting.add_generic_rpc_handlers((lease_handler(servers),))
-    port = granting.add_insecure_port(f"{_HOST}:0")
+    port = granting.add_insecure_port(f"{HOST}:0")
     await granting.start()
-    pipe.send(f"{_HOST}:{port}")
+    pipe.send(f"{HOST}:{port}")
 
     def counts() -> HostCounts:
         total = PassCounts()
@@ -157,7 +158,7 @@ async def _host(plan: HostPlan, pipe: Connection) -> None:
         num_sequences = sum(server.replica.num_sequences for server in servers)
         return HostCounts(time.process_time(), total, num_leases, num_sequences)
 
-    await _answer(pipe, counts)
+    await answer_until_closed(pipe, counts)
     for server in servers:
         server.replica.stop()
     await asyncio.gather(granting.stop(None), *(server.stop() for server in servers))
@@ -168,9 +169,9 @@ async def _route(plan: RouterPlan, pipe: Connection) -> None:
     members = {name: PoolMember(name, at, exchanges) for name, at in plan.places.items()}
     router = Router(parse_spec(plan.spec_text), members)
     edge = Edge(router)
-    await edge.start(_HOST, 0)
+    await edge.start(HOST, 0)
     await router.learn_members()
-    pipe.send(f"{_HOST}:{edge.port}")
+    pipe.send(f"{HOST}:{edge.port}")
 
     def counts() -> RouterCounts:
         return RouterCounts(
@@ -180,13 +181,13 @@ async def _route(plan: RouterPlan, pipe: Connection) -> None:
             exchange=exchanges.counts,
         )
 
-    await _answer(pipe, counts)
+    await answer_until_closed(pipe, counts)
     await edge.stop(0)
     await exchanges.close()
     await asyncio.gather(*(member.close() for member in members.values()))
 
 
-async def _answer(pipe: Connection, counts: Callable[[], object]) -> None:
+async def answer_until_closed(pipe: Connection, counts: Callable[[], object]) -> None:
     """Answer questions as they come, until the other end closes."""
     profile = cProfile.Profile()
     closed = asyncio.Event()

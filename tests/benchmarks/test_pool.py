@@ -1,4 +1,4 @@
-"""A simulated pool, small: everything that was asked for arrives, in as many messages as it should."""
+"""A simulated pool, small: all that was asked for arrives, in as many messages as it should."""
 
 from __future__ import annotations
 
