@@ -51,12 +51,18 @@ class Phase:
     late_s: float  # by which engines ended their passes too late, summed
     first: Quantiles
     gap: Quantiles
-    stream_tokens_per_s: Sequence[float]  # of each stream, first token to last of each reply
+    stream_gaps: Sequence[int]  # of each stream, between tokens of its replies
+    stream_gaps_s: Sequence[float]  # summed; 0 where all tokens of a short reply came at once
 
     @property
     def router_utilisation(self) -> float:
         """Of one core; gRPC's threads may take it above 1."""
         return self.router_cpu_s / self.wall_s
+
+    @property
+    def stream_tokens_per_s(self) -> list[float]:
+        """Of each stream, from the first token of a reply to its last."""
+        return [n / s for n, s in zip(self.stream_gaps, self.stream_gaps_s, strict=True)]
 
     @property
     def fairness(self) -> float:
@@ -122,10 +128,6 @@ def phase_of(streams: Sequence[Sequence[Reply]], wall_s: float, spent: Counts) -
         late_s=spent.engines.late_s,
         first=Quantiles.of(firsts_ms(replies)),
         gap=Quantiles.of(gaps_ms(replies)),
-        stream_tokens_per_s=[_rate(stream) for stream in streams],
+        stream_gaps=[len(gaps_ms(stream)) for stream in streams],
+        stream_gaps_s=[sum(gaps_ms(stream)) / 1000 for stream in streams],
     )
-
-
-def _rate(stream: Sequence[Reply]) -> float:
-    gaps = sum(gaps_ms(stream))
-    return 1000 * sum(len(reply.arrivals_s) - 1 for reply in stream) / gaps
