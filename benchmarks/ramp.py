@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.figures import Reply, percentile
 from benchmarks.machine import machine_line
-from benchmarks.report import put_section
+from benchmarks.markdown import put_fragment
 from benchmarks.streams import StreamClient
 from benchmarks.timeline import Panel, Points, write_timeline
 from benchmarks.workload import Ask, Job, fresh_jobs
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         options.json.write_text(json.dumps(asdict(ramp)))
     if options.markdown:
-        put_section(options.markdown, "ramp", table)
+        put_fragment(options.markdown, "ramp", table)
 
 
 def num_streams(now_s: float, seconds: float) -> int:

@@ -228,6 +228,11 @@ class ExchangePool:
         return exchange
 
     @property
+    def num_open(self) -> int:
+        """How many replicas it has a stream to."""
+        return sum(not exchange.is_lost for exchange in self._exchanges.values())
+
+    @property
     def counts(self) -> ExchangeCounts:
         """Totals over all exchanges, lost ones included while no new one took their place."""
         total = ExchangeCounts()
