@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import Overloaded, Unavailable
-from cluster.members.base import MemberInfo, Transport
+from cluster.members.base import MemberInfo, ReplicaState, Transport
 from cluster.members.exchange import ExchangePool, LeaseTransport
 from cluster.members.leases import LeaseGrant
 from deployments.routing import num_replicas
@@ -57,6 +57,7 @@ class ServeMember:
         self._exchanges = exchanges
         self._deployment = handle.deployment_name
         self._wake_s = wake_s
+        self._handle = handle
         # By gRPC, not by actor call: only there is the stream cancelled when the router dies.
         self._lease = handle.options(method_name="lease", stream=True, _by_reference=False)
 
@@ -102,6 +103,15 @@ class ServeMember:
             affinity = ""  # the preferred one may be what is dead
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
+
+    async def replicas(self) -> list[ReplicaState]:
+        """How each of its replicas is, as far as Serve knows of them."""
+        try:
+            found: list[ReplicaState] = await self._handle.broadcast("state").results_async()
+        except (RayError, RayServeException) as error:
+            words = f"the replicas of member {self._name!r} cannot be asked"
+            raise Unavailable("MEMBER_UNAVAILABLE", words) from error
+        return found
 
     async def _try_lease(self, timeout_s: float, affinity: str) -> ServeLease:
         handle = self._lease.options(session_id=affinity) if affinity else self._lease

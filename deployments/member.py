@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
 
-from cluster.engine.types import EngineTimes
 from cluster.errors import InternalError
+from cluster.members.base import ReplicaState
 from cluster.members.leases import LeaseGrant
-from cluster.members.pressure import pressure_between
 from cluster.members.server import MemberServer
 from cluster.spec import MemberSpec
 from deployments.routing import ADDRESS
@@ -28,7 +26,7 @@ class MemberDeployment:
 
         self._replica = await build_replica(name, MemberSpec.model_validate(spec))
         self._server = MemberServer(self._replica)
-        self._seen_s, self._seen = time.monotonic(), EngineTimes()
+        self._gauge = self._server.gauge()
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         await self._server.start(host)
 
@@ -49,16 +47,11 @@ class MemberDeployment:
         """The engine's pressure since Serve last asked; what this replica has no part in, Serve
         counts itself: leases that wait.
         """
-        now_s, times = time.monotonic(), self._replica.engine.times
-        pressure = pressure_between(
-            self._seen,
-            times,
-            now_s - self._seen_s,
-            self._replica.engine.load(),
-            len(self._server.leases),
-        )
-        self._seen_s, self._seen = now_s, times
-        return pressure.stats()
+        return self._gauge.read().stats()
+
+    async def state(self) -> ReplicaState:
+        """How this replica is, for people."""
+        return self._server.state()
 
     def check_health(self) -> None:
         """Raise when the engine's thread is gone: Serve then replaces the replica."""

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from cluster.errors import Unavailable
-from cluster.members.base import MemberInfo
+from cluster.members.base import MemberInfo, ReplicaState
 from cluster.members.exchange import ExchangePool, LeaseTransport
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import MemberServer
@@ -87,6 +87,10 @@ class PoolMember:
             MemberInfo(**fields["info"]),
         )
         return PoolLease(self, chosen, call, grant)
+
+    async def replicas(self) -> list[ReplicaState]:
+        """Nobody asks."""
+        return []
 
     def count_out(self, chosen: int) -> None:
         """A lease on this replica has ended."""

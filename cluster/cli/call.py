@@ -25,7 +25,7 @@ from cluster.cli.output import print_json, print_line
 from cluster.client.connection import CHANNEL_OPTIONS
 from cluster.client.status import RichStatus
 from cluster.errors import CuveeError
-from cuvee.v1 import blend_pb2, blend_pb2_grpc, generation_pb2_grpc
+from cuvee.v1 import admin_pb2_grpc, blend_pb2, blend_pb2_grpc, generation_pb2_grpc
 
 EXIT_REFUSED = 1
 EXIT_INTERRUPTED = 130
@@ -59,6 +59,7 @@ class Server:
             channel = grpc.intercept_channel(channel, _Bearer(credentials.api_key))
         self.generation = generation_pb2_grpc.GenerationServiceStub(channel)
         self.blends = blend_pb2_grpc.BlendServiceStub(channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(channel)
 
     def __enter__(self) -> Server:
         return self

@@ -16,6 +16,7 @@ from cluster.cli.generate import generate
 from cluster.cli.keys import keys
 from cluster.cli.options import JsonOption
 from cluster.cli.perplexity import perplexity
+from cluster.cli.status import status
 
 app = typer.Typer(
     name="cuvee",
@@ -59,7 +60,7 @@ def _root(
     """Several small language models served as one."""
 
 
-for command in (generate, chat, explain, blends):
+for command in (generate, chat, explain, blends, status):
     app.command()(shows_credentials(command))
 
 

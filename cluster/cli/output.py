@@ -67,6 +67,15 @@ def print_table(
     *,
     right: Collection[str] = (),
 ) -> None:
+    """A table, and an empty line after it."""
+    for line in table_lines(columns, rows, right=right):
+        print_line(console, line)
+    print_line(console)
+
+
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()
+) -> Iterator[Text]:
     """Columns as wide as they need, those in `right` to the right, the first one bold.
 
     Headings are in capitals, so that they stand out without colour; nothing is ever cut, so that
@@ -81,8 +90,7 @@ def print_table(
             gap = " " * (width - cell_len(cell))
             line.append(gap + cell if column in right else cell + gap, style).append("  ")
         line.rstrip()
-        print_line(console, line)
-    print_line(console)
+        yield line
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from cluster.distribution import Distribution
 from cluster.engine.types import SamplingParams
 from cluster.errors import CuveeError
+from cluster.members.pressure import Pressure
 from cluster.text.borders import Border
 from cluster.text.chat import Message
 from cluster.text.grammar import OutputFormat
@@ -246,6 +247,15 @@ class Lease(Protocol):
         """Give it back; never fails, may be called again."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """How one replica is."""
+
+    address: str  # host:port of its exchange
+    num_sequences: int  # open
+    pressure: Pressure
+
+
 class Member(Protocol):
     """A member as the router sees it: a source of leases."""
 
@@ -262,3 +272,6 @@ class Member(Protocol):
 
         Leases of one `affinity` go to one replica, while it is there and has room.
         """
+
+    async def replicas(self) -> list[ReplicaState]:
+        """How each of its replicas is; raises Unavailable."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from cluster.errors import Unavailable
 from cluster.members.affinity import preferred
-from cluster.members.base import MemberInfo
+from cluster.members.base import MemberInfo, ReplicaState
 from cluster.members.exchange import ExchangePool, LeaseTransport
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import MemberServer
@@ -72,3 +72,7 @@ class DirectMember:
             address = self.servers[next(self._turns) % len(self.servers)].address
         held = by_address[address].lease()
         return DirectLease(held, await anext(held), self._exchanges)
+
+    async def replicas(self) -> list[ReplicaState]:
+        """How each of its servers is."""
+        return [server.state() for server in self.servers]

@@ -12,6 +12,7 @@ from cluster.members.base import (
     Lease,
     Member,
     MemberInfo,
+    ReplicaState,
     SequenceStart,
     StepEvent,
     Tokens,
@@ -41,6 +42,10 @@ class MeteredMember:
     async def lease(self, timeout_s: float, affinity: str = "") -> MeteredLease:
         """Hold one of its replicas."""
         return MeteredLease(await self.member.lease(timeout_s, affinity), self.count)
+
+    async def replicas(self) -> list[ReplicaState]:
+        """How each of its replicas is."""
+        return await self.member.replicas()
 
 
 @dataclass(frozen=True, slots=True)

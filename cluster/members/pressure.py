@@ -1,7 +1,9 @@
-"""How hard a replica's engine works, averaged between two looks at its totals. Pure."""
+"""How hard a replica's engine works, averaged between two looks at its totals."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from cluster.engine.types import EngineLoad, EngineTimes
@@ -33,3 +35,25 @@ def pressure_between(
         kv_fill=load.num_open_pages / load.num_pages,
         leases=num_leases,
     )
+
+
+class PressureGauge:
+    """The pressure since it was last read."""
+
+    def __init__(
+        self,
+        look: Callable[[], tuple[EngineTimes, EngineLoad, int]],
+        ticks_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`look`: the engine's totals, its load, and the leases held."""
+        self._look = look
+        self._ticks_s = ticks_s
+        self._seen_s, self._seen = ticks_s(), EngineTimes()
+
+    def read(self) -> Pressure:
+        """Means since the last time; of no time at all, what it is now."""
+        now_s, (times, load, num_leases) = self._ticks_s(), self._look()
+        elapsed_s = max(now_s - self._seen_s, 1e-9)
+        pressure = pressure_between(self._seen, times, elapsed_s, load, num_leases)
+        self._seen_s, self._seen = now_s, times
+        return pressure

@@ -20,6 +20,7 @@ from cluster.members.base import (
     Failed,
     MemberInfo,
     Opened,
+    ReplicaState,
     RunEnd,
     SequenceStart,
     Step,
@@ -65,6 +66,10 @@ class ScriptedMember:
             self.num_leases -= 1
             raise Unavailable("MEMBER_UNAVAILABLE", f"no replica of member {self.name!r}")
         return ScriptedLease(self, lose_after)
+
+    async def replicas(self) -> list[ReplicaState]:
+        """A script has none to speak of."""
+        return []
 
     def draw(self, last: int, chance: float) -> int:
         """The byte that a uniform picks after another byte."""

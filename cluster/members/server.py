@@ -12,9 +12,10 @@ import grpc
 
 from cluster.errors import CuveeError, InternalError
 from cluster.members import packed, wire
-from cluster.members.base import Event, Failed, StepEvent
+from cluster.members.base import Event, Failed, ReplicaState, StepEvent
 from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
 from cluster.members.opening import ReplicaSequence
+from cluster.members.pressure import PressureGauge
 from cluster.members.replica import Replica
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
@@ -35,6 +36,7 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.leases = LeaseTable()
+        self._gauge = self.gauge()
         self.address = ""
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -43,6 +45,15 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
         ]
         self._server = grpc.aio.server(options=options)
         member_pb2_grpc.add_MemberServiceServicer_to_server(self, self._server)
+
+    def gauge(self) -> PressureGauge:
+        """One of its own for whoever reads it again and again."""
+        engine = self.replica.engine
+        return PressureGauge(lambda: (engine.times, engine.load(), len(self.leases)))
+
+    def state(self) -> ReplicaState:
+        """How the replica is, on average since this was last asked."""
+        return ReplicaState(self.address, self.replica.num_sequences, self._gauge.read())
 
     async def start(self, host: str) -> None:
         """Listen on a free port of the given address."""

@@ -37,6 +37,7 @@ from cluster.router.requests import (
     check_prompt,
 )
 from cluster.router.served import Served
+from cluster.router.tally import Tally
 from cluster.spec import (
     ChooseSpec,
     ClusterSpec,
@@ -57,13 +58,34 @@ class Router:
         members: Mapping[str, Member],
         rankers: Mapping[str, Ranker] = FrozenMapping({}),
     ) -> None:
+        self.tally = Tally()
+        self._began_s = time.monotonic()
         self._admission = Admission(time.monotonic)
         self._served = Served(spec, members, rankers)
 
     @property
+    def num_running(self) -> int:
+        """Generations under way."""
+        return self._admission.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Generations that wait for their turn."""
+        return self._admission.num_waiting
+
+    @property
     def num_active(self) -> int:
         """Generations under way or waiting."""
-        return self._admission.num_running + self._admission.num_waiting
+        return self.num_running + self.num_waiting
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since it was made."""
+        return time.monotonic() - self._began_s
+
+    def member(self, name: str) -> Member:
+        """A member of the blend file."""
+        return self._served.members[name]
 
     @property
     def spec(self) -> ClusterSpec:
@@ -119,6 +141,8 @@ class Router:
             async with aclosing(await self._updates(request, blend, members, seed)) as updates:
                 yield Update(start=Start(seed, blend.name, blend.revision))
                 async for update in updates:
+                    if update.outcome is not None:
+                        self.tally.add(update.outcome)
                     yield update
 
     async def _updates(

@@ -22,9 +22,17 @@ from cluster.router import convert
 from cluster.router.core import Router
 from cluster.router.guard import Guard, require
 from cluster.router.requests import GenerationRequest, Update
+from cluster.router.state import AdminServicer
 from cluster.router.status import ErrorInterceptor
 from cluster.spec import ServingSpec
-from cuvee.v1 import blend_pb2, blend_pb2_grpc, generation_pb2, generation_pb2_grpc
+from cuvee.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    blend_pb2,
+    blend_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+)
 
 if TYPE_CHECKING:  # at run time the class takes no arguments
     _Context = grpc.aio.ServicerContext[Any, Any]
@@ -235,11 +243,13 @@ def add_services(server: grpc.aio.Server, router: Router, health_servicer: _Heal
     """All that the edge answers; `cluster.router.guard` has the scope of each method."""
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(router), server)
     blend_pb2_grpc.add_BlendServiceServicer_to_server(BlendServicer(router), server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(router), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(
         (
             generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
             blend_pb2.DESCRIPTOR.services_by_name["BlendService"].full_name,
+            admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
         ),

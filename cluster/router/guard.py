@@ -27,6 +27,7 @@ STRANGER = Caller(scopes=frozenset())  # has shown nothing, and may do what anyb
 
 _GENERATION = "/cuvee.v1.GenerationService/"
 _BLENDS = "/cuvee.v1.BlendService/"
+_ADMIN = "/cuvee.v1.AdminService/"
 
 OPEN = frozenset({"/grpc.health.v1.Health/Check"})  # probes have no key; names are not told there
 SCOPE_BY_METHOD = {
@@ -36,6 +37,7 @@ SCOPE_BY_METHOD = {
     _GENERATION + "CountTokens": Scope.GENERATE,
     _BLENDS + "ListBlends": Scope.GENERATE,
     _BLENDS + "GetBlend": Scope.GENERATE,
+    _ADMIN + "GetStatus": Scope.ADMIN,
     "/grpc.health.v1.Health/List": Scope.GENERATE,
     "/grpc.health.v1.Health/Watch": Scope.GENERATE,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Scope.GENERATE,
