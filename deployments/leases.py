@@ -17,6 +17,8 @@ from deployments.routing import num_replicas
 
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 1.0
+_HEDGE_S = 1.0  # for a replica's answer, before another is asked too
+_MAX_CALLS = 3
 
 
 class ServeLease:
@@ -80,7 +82,7 @@ class ServeMember:
         deadline_s = loop.time() + timeout_s
         while True:
             try:
-                return await self._try_lease(deadline_s - loop.time(), affinity)
+                return await self._first_lease(deadline_s - loop.time(), affinity)
             except TimeoutError:
                 raise Overloaded(
                     "NO_FREE_REPLICA",
@@ -113,6 +115,31 @@ class ServeMember:
             raise Unavailable("MEMBER_UNAVAILABLE", words) from error
         return found
 
+    async def _first_lease(self, timeout_s: float, affinity: str) -> ServeLease:
+        """The first answer to as many calls as it takes.
+
+        A frozen replica takes a call and never answers; Serve finds out after seconds. So who has
+        not heard for a while calls again, which as a rule reaches another one.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        calls = [asyncio.create_task(self._try_lease(timeout_s, affinity))]
+        try:
+            while True:
+                left_s = deadline_s - loop.time()
+                patience_s = min(left_s, _HEDGE_S) if len(calls) < _MAX_CALLS else left_s
+                await asyncio.wait(
+                    calls, timeout=max(patience_s, 0), return_when=asyncio.FIRST_COMPLETED
+                )
+                for number, call in enumerate(calls):
+                    if call.done():
+                        return calls.pop(number).result()
+                if patience_s >= left_s:
+                    raise TimeoutError
+                calls.append(asyncio.create_task(self._try_lease(left_s - patience_s, "")))
+        finally:
+            await asyncio.gather(*map(_give_back, calls))
+
     async def _try_lease(self, timeout_s: float, affinity: str) -> ServeLease:
         handle = self._lease.options(session_id=affinity) if affinity else self._lease
         calls: Any = handle.remote()
@@ -122,3 +149,11 @@ class ServeMember:
             calls.cancel()
             raise
         return ServeLease(calls, grant, LeaseTransport(self._exchanges, grant))
+
+
+async def _give_back(call: asyncio.Task[ServeLease]) -> None:
+    """A lease that nobody needs any more, granted or not."""
+    call.cancel()
+    await asyncio.wait({call})
+    if not call.cancelled() and call.exception() is None:
+        await call.result().release()
