@@ -44,9 +44,7 @@ class MemberDeployment:
         return {ADDRESS: self._server.address}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """The engine's pressure since Serve last asked; what this replica has no part in, Serve
-        counts itself: leases that wait.
-        """
+        """The engine's pressure since Serve last asked; leases that wait it counts itself."""
         return self._gauge.read().stats()
 
     async def state(self) -> ReplicaState:
