@@ -14,8 +14,8 @@ from cluster.errors import InternalError, ReplicaLost
 from cluster.members import wire
 from cluster.members.base import Draw, Event, Failed, RunEnd, Step, StepEvent
 from cluster.members.exchange import Exchange
+from cluster.members.guard import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cluster.members.leases import LeaseGrant
-from cluster.members.server import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
 from tests.members.factories import engine_of, run, seated, start_of
@@ -262,3 +262,12 @@ async def test_tokens_of_one_pass_travel_in_one_message() -> None:
         num_passes = engine_counts.forward_passes - num_passes
         assert 20 <= num_passes < 40
         assert line.pool.counts.messages_received - before <= num_passes
+
+
+async def test_what_comes_without_a_lease_is_refused_before_it_is_read() -> None:
+    async with served() as line, grpc.aio.insecure_channel(line.server.address) as channel:
+        for method in ("GetVocabulary", "Exchange", "Other"):
+            call = channel.stream_stream(f"/cuvee.v1.MemberService/{method}")(timeout=5)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()  # nothing has been sent
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
