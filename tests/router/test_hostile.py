@@ -223,11 +223,13 @@ async def test_readers_that_do_not_read_hold_no_more_than_they_asked_for(rig: Ri
     ).SerializeToString()
 
     async def attack() -> None:
-        async with own_channel(rig, **{"http2.lookahead_bytes": 1024}) as channel:
+        window = {"http2.lookahead_bytes": 1024, "http2.bdp_probe": 0}
+        async with own_channel(rig, **window) as channel:
             calls = [channel.stream_stream(STREAM)() for _ in range(40)]
             for call in calls:
                 await call.write(request)
             await asyncio.sleep(2)
+            assert rig.router.num_active >= 40  # they wait for their readers, not in memory
 
     before = resident_bytes()
     await nobody_notices(rig, attack)
