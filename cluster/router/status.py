@@ -171,12 +171,20 @@ def _wrap_coroutine(behavior: Any, enter: Callable[[_Context], None], receive: _
 
 
 def _wrap_generator(behavior: Any, enter: Callable[[_Context], None], receive: _Receiver) -> Any:
-    async def call(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
+    """For several responses. They are written here: what gRPC writes itself, to a client that
+    does not read, it gives up at a deadline without telling the client anything.
+    """
+
+    async def call(requests: AsyncIterator[Any], context: _Context) -> None:
         try:
             enter(context)
             async with aclosing(behavior(await receive(requests), context)) as responses:
                 async for response in responses:
-                    yield response
+                    try:
+                        await context.write(response)
+                    except asyncio.CancelledError as error:
+                        await responses.athrow(error)  # which may say that its time is up
+                        raise
         except Exception as error:
             await _abort(error, context)
 

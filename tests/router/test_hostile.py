@@ -18,7 +18,10 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from cluster.router import status
+from cluster.router.core import Router
+from cluster.router.edge import Edge
 from cluster.router.guard import OPEN, SCOPE_BY_METHOD
+from cluster.spec import parse_spec
 from cuvee.v1 import blend_pb2, member_pb2, member_pb2_grpc
 from cuvee.v1 import generation_pb2 as pb
 from tests.hostile import fill, mutated, resident_bytes
@@ -85,15 +88,13 @@ async def nobody_notices(rig: Rig, attack: Callable[[], Awaitable[None]]) -> Non
         await asyncio.sleep(0.01)
 
 
-async def code_of(call: Any) -> str:
-    """How a call of one raw message ends; at most a few answers are read."""
+async def code_of(call: Any, max_answers: int = 100) -> str:
+    """How a call of one raw message ends, or OK after so many answers."""
     try:
-        for _ in range(100):
+        for _ in range(max_answers):
             if await call.read() is grpc.aio.EOF:
                 break
     except grpc.aio.AioRpcError as error:
-        if error.code().name not in NAMED:
-            print(error.code(), error.details())
         return error.code().name
     return "OK"
 
@@ -315,3 +316,32 @@ async def test_a_format_beyond_measure_is_refused_in_bounded_time(
     async with asyncio.timeout(30):
         await nobody_notices(rig, attack)
     assert resident_bytes() - before < 200 * MIB
+
+
+async def test_a_reader_that_does_not_read_ends_with_its_time(rig: Rig) -> None:
+    text = SPEC.replace("limits: {", "limits: {max_deadline_s: 1, ")
+    edge = Edge(Router(parse_spec(text), rig.members))
+    await edge.start("127.0.0.1", 0)
+    await edge.router.learn_members()
+    window = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    request = pb.StreamGenerateRequest(
+        blend="tokens",
+        prompt="It is",
+        stopping={"max_tokens": 400, "ignore_eos": True},
+        output={"num_top_candidates": 20},
+    ).SerializeToString()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{edge.port}", window) as channel:
+            calls = [channel.stream_stream(STREAM)() for _ in range(4)]
+            for call in calls:
+                await call.write(request)
+            while edge.router.num_active < len(calls):
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(10):
+                while edge.router.num_active or rig.num_held() != (0, 0):
+                    await asyncio.sleep(0.05)
+            for call in calls:
+                async with asyncio.timeout(10):  # what is read late ends with its status, too
+                    assert await code_of(call, 10_000) == "DEADLINE_EXCEEDED"
+    finally:
+        await edge.stop(0)
