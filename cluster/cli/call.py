@@ -175,7 +175,8 @@ def _unreachable(address: str, words: str) -> tuple[str, str]:
     if ("onnect" in words and "refused" in words) or "failed to connect" in words:
         return (
             f"no server answers at {address}",
-            "start one with `cuvee up`, or name another with --server HOST:PORT",
+            "start one with `cuvee up`, or name another with --server HOST:PORT"
+            + ("" if "refused" in words else "; one that speaks TLS wants --tls or --ca"),
         )
     return f"the connection to {address} was lost: {words}", _LOST_HINT
 
