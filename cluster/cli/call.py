@@ -40,6 +40,7 @@ _HINTS = {
     "SCOPE_MISSING": "ask for a key that has it: `cuvee keys new NAME --scope …`",
     "NO_CHAT_TEMPLATE": "this blend continues text: leave --chat out",
 }
+_LOST_HINT = "is the server still running? if it speaks TLS, say so with --tls or --ca"
 _HINTS_BY_CODE = {
     grpc.StatusCode.UNIMPLEMENTED: "is this a Cuvée server of this version?",
     grpc.StatusCode.DEADLINE_EXCEEDED: "give it more time with --timeout, or ask for fewer tokens",
@@ -139,12 +140,19 @@ class Refusal:
 
 
 def _unreachable(address: str, words: str) -> tuple[str, str]:
+    if "handshake" in words.lower():
+        return (
+            f"no TLS connection to {address}: {words.rpartition('last error: ')[2]}",
+            "does --ca name the authority of the server's certificate, and does the server ask for "
+            "--client-cert and --client-key?",
+        )
     if ("onnect" in words and "refused" in words) or "failed to connect" in words:
         return (
             f"no server answers at {address}",
-            "start one with `cuvee up`, or name another with --server HOST:PORT",
+            "start one with `cuvee up`, or name another with --server HOST:PORT"
+            + ("" if "refused" in words else "; one that speaks TLS wants --tls or --ca"),
         )
-    return f"the connection to {address} was lost: {words}", "is the server still running?"
+    return f"the connection to {address} was lost: {words}", _LOST_HINT
 
 
 class Cancellable(Protocol):

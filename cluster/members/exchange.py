@@ -13,10 +13,9 @@ import grpc
 from cluster.errors import ReplicaLost
 from cluster.members import packed, wire
 from cluster.members.base import Emit, Event, Failed, Opened, SequenceStart, Step, Tokens
+from cluster.members.guard import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import (
-    LEASE_ID_KEY,
-    LEASE_SECRET_KEY,
     MAX_MESSAGE_BYTES,
     SILENCE_LIMIT_S,
 )

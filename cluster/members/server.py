@@ -13,6 +13,7 @@ import grpc
 from cluster.errors import CuveeError, InternalError
 from cluster.members import packed, wire
 from cluster.members.base import Event, Failed, ReplicaState, StepEvent
+from cluster.members.guard import LeaseInterceptor, refuse, shown_lease
 from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
 from cluster.members.opening import ReplicaSequence
 from cluster.members.pressure import PressureGauge
@@ -23,8 +24,6 @@ from cuvee.v1 import member_pb2_grpc
 if TYPE_CHECKING:  # at run time the class takes no arguments
     _Context = grpc.aio.ServicerContext[Any, Any]
 
-LEASE_ID_KEY = "cuvee-lease-id"
-LEASE_SECRET_KEY = "cuvee-lease-secret-bin"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 FULL_BYTES = 4 * 1024 * 1024  # of distributions; then a message waits for no more
 SILENCE_LIMIT_S = 10.0  # a peer that says nothing for so long, not even a ping, is dead
@@ -43,7 +42,8 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
         ]
-        self._server = grpc.aio.server(options=options)
+        guard = LeaseInterceptor(self.leases)
+        self._server = grpc.aio.server(interceptors=(guard,), options=options)
         member_pb2_grpc.add_MemberServiceServicer_to_server(self, self._server)
 
     def gauge(self) -> PressureGauge:
@@ -80,7 +80,10 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
         context: _Context,
     ) -> AsyncIterator[pb.ExchangeResponse]:
         """Carry steps one way and tokens the other until either side leaves."""
-        lease = await self._authenticated(context)
+        lease = shown_lease(context.invocation_metadata(), self.leases)
+        if lease is None:  # it has ended since the call was let in
+            await refuse(request_iterator, context)
+            return
         stream = _Stream(self)
         stream.leases.add(lease)
         reader = asyncio.create_task(stream.read(request_iterator))
@@ -97,19 +100,7 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
         self, request: pb.GetVocabularyRequest, context: _Context
     ) -> pb.GetVocabularyResponse:
         """Tell what the member's token ids stand for."""
-        await self._authenticated(context)
         return packed.tokens_to_proto(self.replica.tokens)
-
-    async def _authenticated(self, context: _Context) -> HeldLease:
-        """The live lease that the call's metadata names; without one the call ends here."""
-        metadata = dict(context.invocation_metadata() or ())
-        lease_id, secret = metadata.get(LEASE_ID_KEY), metadata.get(LEASE_SECRET_KEY)
-        lease = None
-        if isinstance(lease_id, str) and isinstance(secret, bytes):
-            lease = self.leases.find(lease_id, secret)
-        if lease is None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a live lease")
-        return lease
 
 
 class _Stream:

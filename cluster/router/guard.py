@@ -111,7 +111,7 @@ class _Refusals:
         self._next_s = self._ticks_s() + _LOG_INTERVAL_S
         shown = key_id if key_id.isascii() and key_id.isprintable() else ""
         logger.warning(
-            "%d calls without a valid API key, the last one's id %r",
+            "calls without a valid API key: %d; the last one's id: %r",
             self._num_refused,
             shown[:_MAX_ID_LENGTH],
         )

@@ -86,9 +86,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     waits for it without end, and calls one that cannot be parsed an UNKNOWN error.
     """
 
-    def __init__(self, enter: Enter, receive_timeout_s: float = RECEIVE_TIMEOUT_S) -> None:
+    def __init__(self, enter: Enter) -> None:
         self._enter = enter
-        self._receive_timeout_s = receive_timeout_s
 
     async def intercept_service(
         self,
@@ -104,7 +103,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         def enter(context: _Context) -> None:
             self._enter(method, context)
 
-        receive = _Receiver(handler.request_streaming, self._receive_timeout_s)
+        receive = _Receiver(handler.request_streaming)
         behavior = handler.unary_unary or handler.unary_stream
         behavior = behavior or handler.stream_unary or handler.stream_stream
         if inspect.isasyncgenfunction(behavior):
@@ -126,9 +125,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 class _Receiver:
     """What a handler is given: one message, or all as they come; each within its time."""
 
-    def __init__(self, is_streaming: bool, timeout_s: float) -> None:
+    def __init__(self, is_streaming: bool) -> None:
         self._is_streaming = is_streaming
-        self._timeout_s = timeout_s
 
     async def __call__(self, messages: AsyncIterator[Any]) -> Any:
         if self._is_streaming:
@@ -148,10 +146,10 @@ class _Receiver:
 
     async def _next(self, messages: AsyncIterator[Any]) -> Any:
         try:
-            return await asyncio.wait_for(anext(messages), self._timeout_s)
+            return await asyncio.wait_for(anext(messages), RECEIVE_TIMEOUT_S)
         except TimeoutError:
             raise DeadlineExceeded(
-                "NO_MESSAGE", f"no message came within {self._timeout_s:g} s"
+                "NO_MESSAGE", f"no message came within {RECEIVE_TIMEOUT_S:g} s"
             ) from None
         except DecodeError:
             raise InvalidRequest(
@@ -173,12 +171,20 @@ def _wrap_coroutine(behavior: Any, enter: Callable[[_Context], None], receive: _
 
 
 def _wrap_generator(behavior: Any, enter: Callable[[_Context], None], receive: _Receiver) -> Any:
-    async def call(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
+    """For several responses. They are written here: what gRPC writes itself, to a client that
+    does not read, it gives up at a deadline without telling the client anything.
+    """
+
+    async def call(requests: AsyncIterator[Any], context: _Context) -> None:
         try:
             enter(context)
             async with aclosing(behavior(await receive(requests), context)) as responses:
                 async for response in responses:
-                    yield response
+                    try:
+                        await context.write(response)
+                    except asyncio.CancelledError as error:
+                        await responses.athrow(error)  # which may say that its time is up
+                        raise
         except Exception as error:
             await _abort(error, context)
 

@@ -16,6 +16,8 @@ import yaml
 from cluster.spec.references import Location, Problem
 
 MAX_BYTES = 1 << 20
+MAX_NODES = 100_000  # with every alias written out
+MAX_NUMBER_LENGTH = 100  # of text that YAML takes for something else; some take it long to read
 
 _TEXT = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -76,6 +78,8 @@ def read_yaml(text: str) -> Document:
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
+        if root is not None:
+            _check_size(root)
         problems = list(_check_keys(root)) if root is not None else []
         data = loader.construct_document(root) if root is not None else None
     except yaml.MarkedYAMLError as error:
@@ -90,7 +94,8 @@ def read_yaml(text: str) -> Document:
         raise NotYaml(f"the character {error.character:#x} is not allowed", line, column) from None
     except RecursionError:
         raise NotYaml("nested too deeply, or containing itself") from None
-    except ValueError as error:  # such as the date 2024-99-99
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # such as 2024-99-99, or
+        # one whose tag is not what it is: PyYAML then fails in many ways
         raise NotYaml(f"a value cannot be read: {error}") from None
     return Document(
         data, root, tuple(problem for problem, _ in problems), tuple(line for _, line in problems)
@@ -114,6 +119,34 @@ def _pair(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node, yaml.Node
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
         return node.value[part], node.value[part]
     return None
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse a short text that stands for a large thing: aliases of aliases, numbers beyond use."""
+    sizes: dict[int, int] = {}
+
+    def size_of(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MAX_NODES + 1  # until it is known: then it does not contain itself
+            sizes[id(node)] = 1 + sum(map(size_of, _children(node)))
+        return sizes[id(node)]
+
+    if size_of(root) > MAX_NODES:
+        raise NotYaml(f"stands for more than {MAX_NODES} values, or contains itself")
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif node.tag in _READ_AS and len(node.value) > MAX_NUMBER_LENGTH:
+        raise yaml.MarkedYAMLError(
+            problem=f"{_READ_AS[node.tag]} of more than {MAX_NUMBER_LENGTH} characters",
+            problem_mark=node.start_mark,
+        )
 
 
 def _check_keys(root: yaml.Node) -> Iterator[tuple[Problem, int]]:

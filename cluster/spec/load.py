@@ -15,6 +15,8 @@ from cluster.spec.model import ClusterSpec
 from cluster.spec.references import Problem, dangling, rankers_of
 from cluster.spec.values import BASE_FOLDER
 
+MAX_PROBLEMS = 100  # told at one time
+
 
 def load_spec(path: str | Path) -> ClusterSpec:
     """Read a blend file; relative model folders start from its folder."""
@@ -60,8 +62,9 @@ def _validate(document: Document, base: Path | None, name: str) -> ClusterSpec:
         try:
             spec = ClusterSpec.model_validate(document.data, context={BASE_FOLDER: base})
         except ValidationError as error:
-            found = _dangling_in(document.data)
-            found += [problem_of(e, ClusterSpec, document) for e in error.errors() if e["loc"]]
+            found = _dangling_in(document.data)[:MAX_PROBLEMS]
+            errors = [e for e in error.errors() if e["loc"]][:MAX_PROBLEMS]
+            found += [problem_of(e, ClusterSpec, document) for e in errors]
             found = found or [Problem((), "expected a mapping of version, members and blends")]
             problems += [(document.line(problem.location), problem) for problem in found]
     if problems or spec is None:
@@ -70,8 +73,8 @@ def _validate(document: Document, base: Path | None, name: str) -> ClusterSpec:
 
 
 def spec_error(problems: list[tuple[int, Problem]], name: str, *, with_lines: bool) -> SpecError:
-    """One error that lists all problems, each with its line."""
-    problems = sorted(problems, key=lambda found: (found[0], found[1].field))
+    """One error that lists all problems, but no more than anybody reads, each with its line."""
+    problems = sorted(problems, key=lambda found: (found[0], found[1].field))[:MAX_PROBLEMS]
     lines = [
         ": ".join(
             filter(None, (f"{name}:{line}" if with_lines else name, problem.field, problem.message))

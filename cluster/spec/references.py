@@ -13,6 +13,10 @@ LIKELIHOOD = "likelihood"
 VOTE = "vote"
 OWN_RANKS = (LIKELIHOOD, VOTE)  # what needs no ranker; no ranker may have such a name
 
+_MAX_GIVEN_LENGTH = 80
+_MAX_KNOWN = 200
+_MAX_SHOWN = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -28,6 +32,8 @@ class Problem:
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:
     """`; did you mean …?` when something known looks like it, else nothing."""
+    if len(given) > _MAX_GIVEN_LENGTH or len(known) > _MAX_KNOWN:  # comparing costs their product
+        return ""
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -87,4 +93,7 @@ def dangling(
 
 
 def _one_of(names: Sequence[str]) -> str:
-    return "one of " + ", ".join(names) if names else "one defined in this file"
+    if not names:
+        return "one defined in this file"
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return "one of " + ", ".join(names[:_MAX_SHOWN]) + more

@@ -94,6 +94,7 @@ class Script:
     cancelled: threading.Event = field(default_factory=threading.Event)  # a call, by its caller
     blends: list[blend_pb2.Blend] = field(default_factory=lambda: [make_blend()])
     requests: list[pb.StreamGenerateRequest] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)  # what callers showed, one a call
     address: str = ""
 
 
@@ -105,6 +106,7 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
         self, request: pb.StreamGenerateRequest, context: Any
     ) -> Iterator[pb.StreamGenerateResponse]:
         self._script.requests.append(request)
+        note_key(self._script, context)
         if self._script.interrupt_after is not None:
             yield from self._interrupted(context)
             return
@@ -136,6 +138,9 @@ class _Blends(blend_pb2_grpc.BlendServiceServicer):
         self._script = script
 
     def ListBlends(self, request: Any, context: Any) -> Any:  # noqa: N802
+        note_key(self._script, context)
+        if self._script.error:
+            refuse(self._script.error, context)
         blends = self._script.blends
         return blend_pb2.ListBlendsResponse(blends=blends, default_blend="duo")
 
@@ -147,6 +152,11 @@ class _Blends(blend_pb2_grpc.BlendServiceServicer):
         return blend_pb2.GetBlendResponse(blend=found[0])
 
 
+def note_key(script: Script, context: Any) -> None:
+    """Remember how the caller named itself."""
+    script.keys += [value for key, value in context.invocation_metadata() if key == "authorization"]
+
+
 def refuse(error: CuveeError, context: Any) -> None:
     """Abort as the real server does."""
     status = rich_status(error)
@@ -155,7 +165,7 @@ def refuse(error: CuveeError, context: Any) -> None:
 
 
 @contextmanager
-def serving(script: Script) -> Iterator[Script]:
+def serving(script: Script, credentials: grpc.ServerCredentials | None = None) -> Iterator[Script]:
     """Serve the script until the context ends."""
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool)
@@ -164,7 +174,11 @@ def serving(script: Script) -> Iterator[Script]:
             server,
         )
         blend_pb2_grpc.add_BlendServiceServicer_to_server(_Blends(script), server)
-        script.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        if credentials is None:
+            port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = server.add_secure_port("127.0.0.1:0", credentials)
+        script.address = f"127.0.0.1:{port}"
         server.start()
         try:
             yield script

@@ -7,8 +7,10 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 import cluster.client
@@ -144,6 +146,18 @@ def test_proposals_survive_the_loss_of_a_replica(client: Client) -> None:
         texts = [proposal.text for proposal in disturbed.result().outcome.proposals]
     assert texts == [proposal.text for proposal in undisturbed.outcome.proposals]
     await_replicas(client, "austen", 2)
+
+
+def test_what_is_said_stands_in_no_log(client: Client) -> None:
+    said = "Zzyzx-7731"
+    for blend in ("tokens", "mixed", "mean", "near", "agreed", "team"):
+        client.stream(blend=blend, prompt=f"The word {said} is", stopping={"max_tokens": 8})
+    for wrong in ({"overrides": {"member": said}}, {"format": {"regex": f"({said}"}}):
+        with pytest.raises(grpc.RpcError):
+            client.stream(blend="tokens", prompt=said, **wrong)
+    logs = [file for file in Path(client.cluster.log_folder).rglob("*") if file.is_file()]
+    assert any("router" in file.name for file in logs)
+    assert not [file.name for file in logs if said.encode() in file.read_bytes()]
 
 
 def await_replicas(client: Client, member: str, num: int) -> None:

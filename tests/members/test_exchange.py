@@ -14,9 +14,9 @@ from cluster.errors import InternalError, ReplicaLost
 from cluster.members import wire
 from cluster.members.base import Draw, Event, Failed, RunEnd, Step, StepEvent
 from cluster.members.exchange import Exchange
+from cluster.members.guard import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cluster.members.leases import LeaseGrant
 from cluster.members.seat import Seat
-from cluster.members.server import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
 from tests.members.factories import engine_of, run, seated, start_of
@@ -274,3 +274,12 @@ async def test_a_lease_has_room_for_one_sequence_at_a_time() -> None:
             await Seat(lease).open(start_of())
         assert (await run(first, SHORT)).end is RunEnd.COMPLETE
         await first.close()
+
+
+async def test_what_comes_without_a_lease_is_refused_before_it_is_read() -> None:
+    async with served() as line, grpc.aio.insecure_channel(line.server.address) as channel:
+        for method in ("GetVocabulary", "Exchange", "Other"):
+            call = channel.stream_stream(f"/cuvee.v1.MemberService/{method}")(timeout=5)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()  # nothing has been sent
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -15,8 +15,8 @@ from cluster.errors import ReplicaLost
 from cluster.members import exchange, server, wire
 from cluster.members.base import Draw, RunEnd, Step
 from cluster.members.exchange import ExchangePool
+from cluster.members.guard import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cluster.members.leases import LeaseGrant
-from cluster.members.server import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
 from tests.members.factories import run, seated, start_of
