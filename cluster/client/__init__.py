@@ -11,6 +11,7 @@ from cluster.client.patience import Patience
 from cluster.client.replies import (
     Candidate,
     MemberUsage,
+    Notice,
     Outcome,
     Piece,
     Proposal,
@@ -30,6 +31,7 @@ __all__ = [
     "MemberScore",
     "MemberUsage",
     "Message",
+    "Notice",
     "Options",
     "Outcome",
     "Patience",

@@ -62,7 +62,7 @@ class AsyncStream:
                 message = await anext(self._messages)
             if message.HasField("outcome"):
                 self.outcome = Outcome.of(message.outcome)
-            if message.text_delta or message.tokens:
+            if message.text_delta or message.tokens or message.notices:
                 return Piece.of(message)
 
     async def __aenter__(self) -> AsyncStream:

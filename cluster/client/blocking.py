@@ -109,7 +109,7 @@ class Stream:
                 message = next(self._messages)
             if message.HasField("outcome"):
                 self.outcome = Outcome.of(message.outcome)
-            if message.text_delta or message.tokens:
+            if message.text_delta or message.tokens or message.notices:
                 return Piece.of(message)
 
     def __enter__(self) -> Stream:

@@ -87,6 +87,22 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that happened to a reply on its way."""
+
+    kind: str  # member_gone
+    member: str
+    position: int  # of the first token that it concerns
+    message: str
+
+    @classmethod
+    def of(cls, message: pb.Notice) -> Notice:
+        """From the wire."""
+        kind = pb.NoticeKind.Name(message.kind).removeprefix("NOTICE_KIND_").lower()
+        return cls(kind, message.member, message.position, message.message)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a reply ended."""
 
@@ -100,6 +116,7 @@ class Outcome:
     proposals: tuple[Proposal, ...]
     law: str  # exact, bounded or approximate
     dropped_share: float
+    notices: tuple[Notice, ...]  # all of them
 
     @classmethod
     def of(cls, message: pb.Outcome) -> Outcome:
@@ -115,6 +132,7 @@ class Outcome:
             proposals=tuple(_proposal(proposal) for proposal in message.proposals),
             law=pb.Law.Name(message.law).removeprefix("LAW_").lower(),
             dropped_share=message.dropped_share,
+            notices=tuple(map(Notice.of, message.notices)),
         )
 
 
@@ -124,11 +142,13 @@ class Piece:
 
     text: str
     tokens: tuple[Token, ...]
+    notices: tuple[Notice, ...] = ()
 
     @classmethod
     def of(cls, message: pb.StreamGenerateResponse) -> Piece:
         """From the wire."""
-        return cls(message.text_delta, tuple(map(Token.of, message.tokens)))
+        tokens, notices = map(Token.of, message.tokens), map(Notice.of, message.notices)
+        return cls(message.text_delta, tuple(tokens), tuple(notices))
 
 
 @dataclass(frozen=True, slots=True)

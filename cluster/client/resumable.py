@@ -61,6 +61,9 @@ class Resumable:
         self.num_streams += 1
         self._is_fresh = True
         self._num_again = self._num_chars - self._num_token_chars
+        known = self._request.resumption
+        while known.notices and known.notices[-1].position > len(known.tokens):
+            del known.notices[-1]  # of a token that was held back: that one is drawn anew
         return self._request
 
     def take(self, piece: pb.StreamGenerateResponse) -> pb.StreamGenerateResponse:

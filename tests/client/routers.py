@@ -75,7 +75,11 @@ class DeskMember:
     desk: str
     exchanges: ExchangePool
 
-    async def lease(self, timeout_s: float) -> DeskLease:
+    @property
+    def is_gone(self) -> bool:
+        return False
+
+    async def lease(self, timeout_s: float, affinity: str = "") -> DeskLease:
         reader, writer = await asyncio.open_unix_connection(self.desk)
         writer.write(self.name.encode() + b"\n")
         told = json.loads(await reader.readline())

@@ -94,6 +94,15 @@ def test_the_rest_is_asked_for_with_all_that_came() -> None:
     assert resumable.num_streams == 2
 
 
+def test_what_happened_is_told_as_far_as_the_tokens_go() -> None:
+    """A stop string may hold tokens back, but not what has happened to one of them."""
+    gone = [pb.Notice(member="bob", position=1), pb.Notice(member="eve", position=4)]
+    told = pb.StreamGenerateResponse(notices=gone)
+    resumable = begun(make(), piece("ab", [b"a", b"b"]), told)
+    resumable.delay_after(LOST, None)
+    assert list(resumable.next_request().resumption.notices) == gone[:1]
+
+
 def test_text_that_ran_ahead_of_its_tokens_is_not_given_twice() -> None:
     """A token whose end may begin a stop string comes after the text of its front."""
     resumable = begun(make(), piece("ab", [b"a"]))  # of a token b"b...", the front
