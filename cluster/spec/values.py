@@ -134,7 +134,9 @@ def _check_host(host: str) -> str:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Named = Annotated[Mapping[Name, V], AfterValidator(FrozenMapping), WrapSerializer(_plain)]
+Keyed = Annotated[Mapping[str, V], AfterValidator(FrozenMapping), WrapSerializer(_plain)]
 Weights = Annotated[Named[Weight], AfterValidator(_check_weights)]
 Bytes = Annotated[int, BeforeValidator(_check_size)]
 Host = Annotated[str, AfterValidator(_check_host)]
