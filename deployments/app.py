@@ -18,11 +18,10 @@ from cluster.errors import CuveeError
 from cluster.members.sizing import num_leases
 from cluster.spec import ClusterSpec, MemberSpec, PlacedSpec, RankerSpec
 from deployments.member import MemberDeployment
+from deployments.placement import ROUTER_CPUS, serve_options
 from deployments.ranker import MAX_RANKINGS, RankerDeployment
 from deployments.router import DRAIN_S, RouterDeployment, user_config_of
 from deployments.stages import MEMBER_PREFIX, RANKER_PREFIX, ROUTER
-
-ROUTER_CPUS = 0.1  # what placement sets aside; a router takes what it needs
 
 
 def build(args: ClusterSpec) -> serve.Application:
@@ -78,9 +77,7 @@ def ranker_app(name: str, ranker: RankerSpec) -> serve.Application:
 
 def _placement(placed: PlacedSpec) -> dict[str, Any]:
     resources, scaling = placed.resources, placed.autoscaling
-    options: dict[str, Any] = {
-        "ray_actor_options": {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
-    }
+    options = serve_options(resources)
     if scaling is None:
         return options | {"num_replicas": placed.min_replicas}
     return options | {
