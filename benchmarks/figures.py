@@ -18,6 +18,8 @@ class Reply:
     num_passes: int  # forward passes that it took part in
     num_processed: int  # tokens fed through models: prompt, catch-up, its own
     num_cached: int = 0  # tokens that another sequence's cache held
+    num_messages: int = 0  # from the router
+    num_bytes: int = 0  # of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,8 @@ class Figures:
 def figures_of(replies: Sequence[Reply], wall_s: float, cpu: CpuSeconds) -> Figures:
     """What one case did in one round."""
     num_tokens = sum(len(reply.arrivals_s) for reply in replies)
-    firsts = [1000 * (reply.arrivals_s[0] - reply.sent_s) for reply in replies]
-    gaps = [1000 * gap for reply in replies for gap in _gaps(reply.arrivals_s)]
+    firsts = firsts_ms(replies)
+    gaps = gaps_ms(replies)
     return Figures(
         tokens_per_s=num_tokens / wall_s,
         first_ms=median(firsts),
@@ -94,5 +96,15 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def _gaps(arrivals_s: Sequence[float]) -> list[float]:
-    return [later - earlier for earlier, later in pairwise(arrivals_s)]
+def firsts_ms(replies: Sequence[Reply]) -> list[float]:
+    """From each request to its first token."""
+    return [1000 * (reply.arrivals_s[0] - reply.sent_s) for reply in replies]
+
+
+def gaps_ms(replies: Sequence[Reply]) -> list[float]:
+    """Between the tokens of each reply."""
+    return [
+        1000 * (later - earlier)
+        for reply in replies
+        for earlier, later in pairwise(reply.arrivals_s)
+    ]

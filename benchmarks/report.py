@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 
 from benchmarks.counts import WireCounts
 from benchmarks.figures import CpuSeconds, Figures, Spread
+from benchmarks.markdown import number, table
 from benchmarks.workload import Workload
 
 
@@ -50,7 +50,7 @@ def as_markdown(run: Run) -> str:
         f"{work.num_new_tokens} new tokens; {work.num_rounds} rounds, {run.took_s:.0f} s in all. "
         "Figures are medians over rounds, in brackets the lowest and highest round.",
         "",
-        *_table(
+        *table(
             (
                 "case",
                 "tokens/s",
@@ -78,7 +78,7 @@ def as_markdown(run: Run) -> str:
         "",
         "Against the rival of the same round (for tokens/s more is better, for the others less):",
         "",
-        *_table(
+        *table(
             ("case", "against", "tokens/s", "first token", "between tokens"),
             [
                 (result.case, rival, *(_ratios(run, result, rival, name) for name in _COMPARED))
@@ -91,7 +91,7 @@ def as_markdown(run: Run) -> str:
         f"{1000 * run.idle.router:.0f} ms per second in the router, "
         f"{1000 * run.idle.models:.0f} in the replicas together.",
         "",
-        *_table(
+        *table(
             ("case", "models", "router", "client"),
             [
                 (
@@ -106,7 +106,7 @@ def as_markdown(run: Run) -> str:
         "",
         "Between router and replicas per output token, both ways, counted in one process:",
         "",
-        *_table(
+        *table(
             ("case", "steps", "messages", "bytes"),
             [
                 (
@@ -143,17 +143,6 @@ def as_json(runs: Sequence[Run]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def put_fragment(page: Path, run: Run) -> None:
-    """Replace what is between the page's markers for this workload; or append both."""
-    begin, end = (f"<!-- {run.workload.name}: {edge} -->" for edge in ("begin", "end"))
-    text = page.read_text() if page.exists() else ""
-    if begin not in text:
-        text += f"\n{begin}\n{end}\n"
-    head, _, rest = text.partition(begin)
-    _, _, tail = rest.partition(end)
-    page.write_text(f"{head}{begin}\n{as_markdown(run)}\n{end}{tail}")
-
-
 def _ratios(run: Run, result: Result, rival: str, name: str) -> str:
     other = next(other for other in run.results if other.case == rival)
     pairs = zip(result.values(name), other.values(name), strict=True)
@@ -162,22 +151,8 @@ def _ratios(run: Run, result: Result, rival: str, name: str) -> str:
 
 def _spread(values: Sequence[float]) -> str:
     spread = Spread.of(values)
-    return f"{_number(spread.median)} ({_number(spread.low)}–{_number(spread.high)})"
+    return f"{number(spread.median)} ({number(spread.low)}–{number(spread.high)})"
 
 
 def _middle(values: Sequence[float]) -> str:
-    return _number(Spread.of(values).median)
-
-
-def _number(value: float) -> str:
-    """Three digits that say something."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    rule = ["-" * width for width in widths]
-    return [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-        for row in (head, rule, *rows)
-    ]
+    return number(Spread.of(values).median)

@@ -18,8 +18,9 @@ from benchmarks.cases import Case, cases_of
 from benchmarks.counts import count_messages
 from benchmarks.figures import CpuSeconds, Figures, figures_of
 from benchmarks.machine import machine_line
+from benchmarks.markdown import put_fragment
 from benchmarks.processes import ReplicaProcesses
-from benchmarks.report import Result, Run, as_json, as_markdown, put_fragment
+from benchmarks.report import Result, Run, as_json, as_markdown
 from benchmarks.rivals import PlainModel
 from benchmarks.streams import StreamClient
 from benchmarks.workload import WORKLOADS, Job, Workload, fresh_jobs
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs.append(run := measure(workload, machine))
         print(as_markdown(run), end="\n\n", flush=True)
         if options.markdown:
-            put_fragment(options.markdown, run)
+            put_fragment(options.markdown, run.workload.name, as_markdown(run))
         if options.json:
             options.json.write_text(as_json(runs))
 

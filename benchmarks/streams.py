@@ -56,10 +56,13 @@ class StreamClient:
         )
         arrivals_s: list[float] = []
         usage = pb.Usage()
+        num_messages = num_bytes = 0
         sent_s = time.perf_counter()
         async for response in self._stub.StreamGenerate(request):
             arrivals_s += [time.perf_counter()] * len(response.tokens)
             usage.MergeFrom(response.outcome.usage)
+            num_messages += 1
+            num_bytes += response.ByteSize()
         assert len(arrivals_s) == num_tokens, f"{len(arrivals_s)} tokens came"
         return Reply(
             sent_s,
@@ -67,4 +70,6 @@ class StreamClient:
             num_passes=sum(used.forward_passes for used in usage.members),
             num_processed=sum(used.processed_tokens for used in usage.members),
             num_cached=sum(used.cached_tokens for used in usage.members),
+            num_messages=num_messages,
+            num_bytes=num_bytes,
         )

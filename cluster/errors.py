@@ -3,11 +3,14 @@
     CuveeError
     ├── InvalidRequest      the caller's input is wrong; names the field
     │   └── SpecError       the same for a blend file; names the line as well
+    ├── Unauthenticated     who calls cannot be told, or is nobody we know
+    ├── PermissionDenied    who calls is known, and may not do this
     ├── NotFound            no such blend, member or model
     ├── Unsupported         valid, but this blend cannot do it
     ├── Overloaded          no room now; says when to come back
     ├── Unavailable         a member or the service cannot be reached
-    │   └── ReplicaLost     one replica is gone; another may take over
+    │   ├── ReplicaLost     one replica is gone; another may take over
+    │   └── MemberGone      a member has no replica left, and its blend does not wait
     ├── DeadlineExceeded    the caller's time is up
     └── InternalError       a defect of ours
 
@@ -16,6 +19,8 @@ is in `cluster.router.status`.
 """
 
 from __future__ import annotations
+
+import traceback
 
 
 class CuveeError(Exception):
@@ -38,6 +43,14 @@ class SpecError(InvalidRequest):
     def __init__(self, reason: str, message: str, *, field: str = "", line: int = 0) -> None:
         super().__init__(reason, message, field=field)
         self.line = line
+
+
+class Unauthenticated(CuveeError):
+    """Who calls cannot be told; one text for every wrong key, whatever is wrong with it."""
+
+
+class PermissionDenied(CuveeError):
+    """Who calls is known, and may not do this."""
 
 
 class NotFound(CuveeError):
@@ -64,9 +77,31 @@ class ReplicaLost(Unavailable):
     """A member's replica went away; the sequence can be replayed on another."""
 
 
+class MemberGone(Unavailable):
+    """A member has no replica left, where the blend file says not to wait for another."""
+
+    def __init__(self, reason: str, message: str, *, member: str) -> None:
+        super().__init__(reason, message)
+        self.member = member
+
+
 class DeadlineExceeded(CuveeError):
     """The caller's deadline passed."""
 
 
 class InternalError(CuveeError):
     """A defect on our side."""
+
+
+def trace_of(error: BaseException) -> str:
+    """Where an error comes from and of which kinds it and its causes are, for logs.
+
+    Without its words: libraries put what they were given into them, and prompts and replies belong
+    into no log.
+    """
+    told = []
+    while error is not None:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        told.append(f"{type(error).__name__} from\n{frames}")
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return "".join(told).rstrip()

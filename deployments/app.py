@@ -11,17 +11,23 @@ import json
 from typing import Any
 
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import RequestRouterConfig
 
 from cluster import __version__
 from cluster.errors import CuveeError
 from cluster.members.sizing import num_leases
-from cluster.spec import ClusterSpec, MemberSpec, PlacedSpec, RankerSpec
+from cluster.spec import ClusterSpec, MemberSpec, PlacedSpec, RankerSpec, RoutersSpec
 from deployments.member import MemberDeployment
 from deployments.placement import ROUTER_CPUS, serve_options
 from deployments.ranker import MAX_RANKINGS, RankerDeployment
 from deployments.router import DRAIN_S, RouterDeployment, user_config_of
+from deployments.scaling import serve_config
 from deployments.stages import MEMBER_PREFIX, RANKER_PREFIX, ROUTER
+
+# Serve asks a replica's event loop, which the engine's thread leaves free. Three silences in a row
+# and a frozen one is replaced, after some 20 s; with Serve's own defaults after 90.
+HEALTH_PERIOD_S = 2.0
+HEALTH_TIMEOUT_S = 6.0
 
 
 def build(args: ClusterSpec) -> serve.Application:
@@ -39,13 +45,14 @@ def build_beside(args: ClusterSpec, before: ClusterSpec) -> serve.Application:
     ]
     router = serve.deployment(
         name=ROUTER,
-        num_replicas=args.serving.routers,
         ray_actor_options={"num_cpus": ROUTER_CPUS},
         max_ongoing_requests=args.limits.max_concurrent_generations,
         graceful_shutdown_timeout_s=DRAIN_S + 5,
         user_config=user_config_of(args),
+        **_num_routers(args.serving.routers),
     )(RouterDeployment)
-    return _versioned(router, args.serving.host, args.serving.port).bind(bound)
+    listens = args.serving.model_dump(mode="json", exclude={"routers", "default_blend"})
+    return _versioned(router, listens).bind(bound)
 
 
 def member_app(name: str, member: MemberSpec) -> serve.Application:
@@ -59,7 +66,13 @@ def member_app(name: str, member: MemberSpec) -> serve.Application:
         name=MEMBER_PREFIX + name,
         max_ongoing_requests=most_leases,
         graceful_shutdown_timeout_s=DRAIN_S,
-        **_placement(member),
+        request_router_config=RequestRouterConfig(
+            request_router_class="deployments.affinity:AffinityRouter"  # type: ignore[arg-type]
+        ),
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        **serve_options(member.resources),
+        **_num_replicas(member, most_leases),
     )(MemberDeployment)
     return _versioned(deployment, _mapping(member)).bind(name, _mapping(member))
 
@@ -70,28 +83,45 @@ def ranker_app(name: str, ranker: RankerSpec) -> serve.Application:
         name=RANKER_PREFIX + name,
         max_ongoing_requests=MAX_RANKINGS,
         graceful_shutdown_timeout_s=DRAIN_S,
-        **_placement(ranker),
+        **serve_options(ranker.resources),
+        **_num_replicas(ranker, MAX_RANKINGS),
     )(RankerDeployment)
     return _versioned(deployment, _mapping(ranker)).bind(_mapping(ranker))
 
 
-def _placement(placed: PlacedSpec) -> dict[str, Any]:
-    resources, scaling = placed.resources, placed.autoscaling
-    options = serve_options(resources)
+def _num_replicas(placed: PlacedSpec, max_calls: int) -> dict[str, Any]:
+    """So many, or a range and what decides; what a ranker is called for, it works on at once."""
+    scaling = placed.autoscaling
     if scaling is None:
-        return options | {"num_replicas": placed.min_replicas}
-    return options | {
-        "autoscaling_config": AutoscalingConfig(
-            min_replicas=scaling.min_replicas,
-            max_replicas=scaling.max_replicas,
-            target_ongoing_requests=scaling.target_leases,
-        )
-    }
+        return {"num_replicas": placed.min_replicas}
+    by_pressure = scaling.by == "pressure" and isinstance(placed, MemberSpec)
+    config = serve_config(
+        scaling,
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target=scaling.target_leases,
+        stat="working" if by_pressure else "",
+        max_calls=max_calls,
+    )
+    return {"autoscaling_config": config}
+
+
+def _num_routers(routers: RoutersSpec) -> dict[str, Any]:
+    if routers.min == routers.max:
+        return {"num_replicas": routers.min}
+    config = serve_config(
+        routers,
+        min_replicas=routers.min,
+        max_replicas=routers.max,
+        target=routers.target_generations,
+        stat="generations",
+    )
+    return {"autoscaling_config": config}
 
 
 def _mapping(placed: PlacedSpec) -> dict[str, Any]:
     """What its replicas need to know: how many there are is Serve's to change, in place."""
-    is_others = {"replicas", "autoscaling"}
+    is_others = {"replicas", "autoscaling", "cost"}
     return placed.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=is_others)
 
 

@@ -156,6 +156,14 @@ def _serving(before: ClusterSpec, port: int, spec: ClusterSpec) -> Any:
                 "or stop it and start it with cuvee up",
                 field=f"serving.{name}",
             )
+    for name in ("auth", "tls", "plaintext", "max_request_bytes"):
+        if getattr(new, name) != getattr(old, name):
+            raise InvalidRequest(
+                "NEEDS_RESTART",
+                "got another one than the cluster was started with; expected the same, or stop it "
+                "and start it with cuvee up (keys and certificates in the files may change)",
+                field=f"serving.{name.removesuffix('_bytes')}",
+            )
     return new.model_copy(update={"host": old.host, "port": old.port})
 
 
@@ -192,7 +200,7 @@ def _is_served(spec: ClusterSpec, watch: Watch, room: RoomWatch) -> bool:
         status = _router_status()
         if _spec_of(status) == spec:
             served.add(status["replica"])
-    is_done = len(wanted) >= spec.serving.routers and wanted <= served
+    is_done = len(wanted) >= spec.serving.routers.min and wanted <= served
     watch({**stages, ROUTER: Stage.READY if is_done else Stage.LOADING})
     return is_done
 

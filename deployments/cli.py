@@ -99,6 +99,7 @@ def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> Clus
         _fail(error, code=2, as_json=True)
     try:
         _check_models(spec)
+        _check_access(spec)
     except CuveeError as error:
         error.message = f"{file}: {error.field}: {error.message}"
         _fail(error, code=1, as_json=as_json)
@@ -143,6 +144,22 @@ def _check_models(spec: ClusterSpec) -> None:
         except CuveeError as error:
             error.field = f"blends.{name}"
             raise
+
+
+def _check_access(spec: ClusterSpec) -> None:
+    """Refuse keys and certificates that a router would refuse."""
+    from cluster.access.certificates import Certificates
+    from cluster.access.keys import read_keys
+    from cluster.errors import CuveeError
+
+    if spec.serving.auth is not None:
+        try:
+            read_keys(spec.serving.auth.keys)
+        except CuveeError as error:
+            error.field = "serving.auth.keys"
+            raise
+    if spec.serving.tls is not None:
+        Certificates(spec.serving.tls)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from cluster.access.hosts import address_of
 from cluster.errors import CuveeError, InvalidRequest, Unavailable
 from cluster.spec import ClusterSpec
 from deployments.machine import check_port_is_free, num_cpus_needed
@@ -80,7 +81,7 @@ class LocalCluster:
     @property
     def address(self) -> str:
         """Where the edge listens."""
-        return f"{self.spec.serving.host}:{self.port}"
+        return address_of(self.spec.serving.host, self.port)
 
     def __enter__(self) -> LocalCluster:
         try:
@@ -190,7 +191,10 @@ class LocalCluster:
         return serve.run_many([target], wait_for_applications_running=False)[0]
 
     def _await_ready(self, router: Any) -> None:
-        """Follow Serve's view until the edge itself says that every blend is served."""
+        """Follow Serve's view until a router says that every blend is served.
+
+        Asked through Serve, which needs no key and no certificate of the edge's.
+        """
         deadline_s = time.monotonic() + self._ready_timeout_s
         while True:
             details = application_details()
@@ -201,8 +205,9 @@ class LocalCluster:
                 name, words = failure
                 raise Unavailable("MEMBER_FAILED", f"{name} cannot start: {words}")
             if stages[ROUTER] is Stage.READY:
-                self.port = self.port or router.status.remote().result(timeout_s=30)["port"]
-                if is_serving(self.address):
+                status = router.status.remote().result(timeout_s=30)
+                self.port = self.port or status["port"]
+                if status["is_ready"]:
                     self._report({RAY: Stage.READY, **dict.fromkeys(stages, Stage.READY)})
                     return
             if time.monotonic() > deadline_s:
@@ -243,20 +248,6 @@ def connect(options: Mapping[str, Any]) -> Mapping[str, Any]:
         raise Unavailable("RAY_UNAVAILABLE", words) from error
     info: Mapping[str, Any] = context.address_info
     return info
-
-
-def is_serving(address: str, timeout_s: float = 2.0) -> bool:
-    """Whether a server says by grpc.health.v1 that all its blends are served."""
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def application_details() -> Mapping[str, Any]:

@@ -34,5 +34,6 @@ def num_cpus_needed(spec: ClusterSpec) -> int:
     """
     models = (*spec.members.values(), *spec.rankers.values())
     asked = math.fsum(model.resources.num_cpus * model.max_replicas for model in models)
-    num_replicas = sum(model.min_replicas for model in models) + spec.serving.routers
-    return max(math.ceil(asked + ROUTER_CPUS * spec.serving.routers - 1e-9), num_replicas + 1)
+    routers = spec.serving.routers
+    num_replicas = sum(max(1, model.min_replicas) for model in models) + routers.min
+    return max(math.ceil(asked + ROUTER_CPUS * routers.max - 1e-9), num_replicas + 1)

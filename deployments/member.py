@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
 
+from cluster.engine.types import EngineTimes
 from cluster.errors import InternalError
 from cluster.members.leases import LeaseGrant
+from cluster.members.pressure import pressure_between
 from cluster.members.server import MemberServer
 from cluster.spec import MemberSpec
+from deployments.routing import ADDRESS
 
 
 class MemberDeployment:
@@ -27,6 +31,7 @@ class MemberDeployment:
         parsed = MemberSpec.model_validate(spec)
         self._replica = await build_replica(name, parsed, on_lost=_end_at_once)
         self._server = MemberServer(self._replica)
+        self._seen_s, self._seen = time.monotonic(), EngineTimes()
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         await self._server.start(host)
 
@@ -39,9 +44,24 @@ class MemberDeployment:
         finally:
             await leases.aclose()
 
+    def record_replica_metadata(self) -> dict[str, str]:
+        """What Serve tells every router of this replica: who it is on the data plane."""
+        return {ADDRESS: self._server.address}
+
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Load for autoscaling policies, beside the open leases that Serve counts itself."""
-        return {"leases": float(len(self._server.leases))}
+        """The engine's pressure since Serve last asked; what this replica has no part in, Serve
+        counts itself: leases that wait.
+        """
+        now_s, times = time.monotonic(), self._replica.engine.times
+        pressure = pressure_between(
+            self._seen,
+            times,
+            now_s - self._seen_s,
+            self._replica.engine.load(),
+            len(self._server.leases),
+        )
+        self._seen_s, self._seen = now_s, times
+        return pressure.stats()
 
     def check_health(self) -> None:
         """Raise when the engine is gone: Serve then replaces the replica."""

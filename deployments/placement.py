@@ -46,7 +46,10 @@ def asked_of_node(resources: ResourcesSpec) -> dict[str, float]:
 
 
 def asks_of(spec: ClusterSpec, matches: Matches, *, at_most: bool = False) -> list[Ask]:
-    """What all replicas ask for when there are as few as may be; `at_most`: as many."""
+    """What all replicas ask for when there are as few as may be; `at_most`: as many.
+
+    Of a model that may have none there must be room for one, or nobody could ever ask it.
+    """
     models: list[tuple[str, str, PlacedSpec]] = [
         *(("member", name, member) for name, member in spec.members.items()),
         *(("ranker", name, ranker) for name, ranker in spec.rankers.items()),
@@ -56,7 +59,7 @@ def asks_of(spec: ClusterSpec, matches: Matches, *, at_most: bool = False) -> li
             deployment=f"{kind}-{name}",
             part=f"{kind} {name!r}",
             field=f"{kind}s.{name}.resources",
-            num=placed.max_replicas if at_most else placed.min_replicas,
+            num=placed.max_replicas if at_most else max(1, placed.min_replicas),
             each=asked_of_node(placed.resources),
             labels=placed.resources.labels,
             allowed=matches(placed.resources.labels),
@@ -65,5 +68,6 @@ def asks_of(spec: ClusterSpec, matches: Matches, *, at_most: bool = False) -> li
         for kind, name, placed in models
     ]
     routers = spec.serving.routers
+    num_routers = routers.max if at_most else routers.min
     each = {"CPU": ROUTER_CPUS}
-    return [*asks, Ask(ROUTER, ROUTER, "serving.routers", routers, each, {}, matches({}))]
+    return [*asks, Ask(ROUTER, ROUTER, "serving.routers", num_routers, each, {}, matches({}))]

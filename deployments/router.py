@@ -15,6 +15,7 @@ from cluster.router.edge import Edge
 from cluster.spec import ClusterSpec
 from deployments.leases import ServeMember
 from deployments.ranker import ServeRanker
+from deployments.routing import suspect
 from deployments.stages import MEMBER_PREFIX, RANKER_PREFIX
 
 DRAIN_S = 30.0  # how long running replies may go on when a router is stopped
@@ -33,7 +34,7 @@ class RouterDeployment:
 
     def __init__(self, models: list[DeploymentHandle[Any]]) -> None:
         """The handles are bound so that Serve deploys their models; here all come by name."""
-        self._exchanges = ExchangePool()
+        self._exchanges = ExchangePool(on_silence=suspect)
         self._edge: Edge | None = None
         self._changing: asyncio.Task[None] | None = None
 
@@ -41,8 +42,8 @@ class RouterDeployment:
         """Serve this spec: at once at first, later as soon as its models are known."""
         spec = ClusterSpec.model_validate_json(config["spec"])
         members = {
-            name: ServeMember(name, _handle(MEMBER_PREFIX + name), self._exchanges)
-            for name in spec.members
+            name: ServeMember(name, _handle(MEMBER_PREFIX + name), self._exchanges, member.wake_s)
+            for name, member in spec.members.items()
         }
         rankers = {name: ServeRanker(name, _handle(RANKER_PREFIX + name)) for name in spec.rankers}
         if self._edge is None:
@@ -61,6 +62,7 @@ class RouterDeployment:
         return {
             "replica": serve.get_replica_context().replica_id.unique_id,
             "port": self._edge.port,
+            "is_ready": router.knows_all_members,
             "revisions": {name: router.blend(name).revision for name in router.ready_blends},
             "spec": json.dumps(router.spec.to_mapping()),
         }

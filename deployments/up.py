@@ -15,7 +15,7 @@ from cluster.cli.call import say
 from cluster.cli.options import DEFAULT_SERVER
 from cluster.cli.output import print_json, print_line
 from cluster.errors import CuveeError
-from cluster.spec import ClusterSpec
+from cluster.spec import ClusterSpec, ServingSpec
 from deployments.local import LocalCluster
 from deployments.progress import StartProgress
 
@@ -89,11 +89,26 @@ def call_lines(cluster: LocalCluster) -> list[str]:
     spec, address = cluster.spec, cluster.address
     server = "" if address == DEFAULT_SERVER else f" --server {address}"
     request = f'{{"blend":"{spec.default_blend}","prompt":"{_EXAMPLE}"}}'
+    shown, curl = _credentials(spec.serving)
     return [
-        f'cuvee generate{server} --blend {spec.default_blend} "{_EXAMPLE}"',
-        f"cuvee chat{server}",
-        f"grpcurl -plaintext -d '{request}' {address} cuvee.v1.GenerationService/StreamGenerate",
+        f'cuvee generate{server}{shown} --blend {spec.default_blend} "{_EXAMPLE}"',
+        f"cuvee chat{server}{shown}",
+        f"grpcurl{curl} -d '{request}' {address} cuvee.v1.GenerationService/StreamGenerate",
     ]
+
+
+def _credentials(serving: ServingSpec) -> tuple[str, str]:
+    """What `cuvee` and grpcurl must show, with names for files that only their owner has."""
+    shown, curl = "", " -plaintext" if serving.tls is None else " -cacert CA.crt"
+    if serving.tls is not None:
+        shown += " --ca CA.crt"
+        if serving.tls.client_ca is not None:
+            shown += " --client-cert CLIENT.crt --client-key CLIENT.key"
+            curl += " -cert CLIENT.crt -key CLIENT.key"
+    if serving.auth is not None:
+        shown += " --api-key-file KEY"
+        curl += ' -H "authorization: Bearer $(cat KEY)"'
+    return shown, curl
 
 
 def _print_ready(console: Console, cluster: LocalCluster, start_s: float) -> None:

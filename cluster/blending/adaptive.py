@@ -64,6 +64,15 @@ class Evidence:
         bounded = (max(value, _LEAST_LOGPROB) for value in logprobs)
         sums[begin:] = accumulate(bounded, initial=sums[begin])
 
+    def leave_out(self, member: int) -> None:
+        """The member is gone: what it thought counts no more."""
+        self._prior[member] = 0.0
+
+    def remove(self, member: int) -> None:
+        """The same, and those after it move up."""
+        self._prior = np.delete(self._prior, member)
+        del self._sums[member]
+
     @property
     def num_members(self) -> int:
         """How many there are."""

@@ -85,6 +85,7 @@ class Routed:
     choice: Choice
     reader: int  # whose hidden state is read
     _decided: tuple[int, list[float]] = field(default=(-1, []), repr=False)
+    _followed: tuple[int, int] = field(default=(-1, 0), repr=False)  # position, member
 
     @property
     def speakers(self) -> tuple[int, ...]:
@@ -101,17 +102,24 @@ class Routed:
         """The reader's hidden state after all tokens before the position."""
         self._decided = position, self.weights_after(state)
 
+    def follow(self, position: int, member: int, weights: Sequence[float]) -> None:
+        """It is known who speaks the span that begins here, and by which weights, if they are."""
+        self._followed = position, member
+        self._decided = position, list(weights)
+
     def weights_after(self, state: Sequence[float]) -> list[float]:
         """What the gate makes of a hidden state."""
         return self.choice.weights(self.network.logits(state))
 
     def weights(self) -> list[float]:
-        """The members' shares at the last decision; empty before the first."""
+        """The members' shares at the last decision; empty before the first, or not known."""
         return self._decided[1]
 
     def drawn(self) -> tuple[int, ...]:
         """Who speaks the span that was decided last."""
         position, weights = self._decided
+        if self._followed[0] == position:
+            return (self._followed[1],)
         return (replace(self.mixture, weights=weights).speaker(position),)
 
     def next_run(self, position: int, max_tokens: int, *, dropped: bool) -> Run:

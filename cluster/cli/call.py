@@ -8,32 +8,36 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol
 
 import grpc
 import typer
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
 from rich.console import Console
 from rich.text import Text
 
+from cluster.cli.credentials import Credentials, current
 from cluster.cli.output import print_json, print_line
+from cluster.client.connection import CHANNEL_OPTIONS
+from cluster.client.status import RichStatus
 from cluster.errors import CuveeError
 from cuvee.v1 import blend_pb2, blend_pb2_grpc, generation_pb2_grpc
 
 EXIT_REFUSED = 1
 EXIT_INTERRUPTED = 130
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
-_DETAILS_KEY = "grpc-status-details-bin"
+_NO_CREDENTIALS = Credentials()
 _HINTS = {
     "UNKNOWN_BLEND": "`cuvee blends` lists what is served",
     "UNKNOWN_MEMBER": "`cuvee blends NAME` lists its members",
     "MEMBER_UNAVAILABLE": "its replicas may still be loading, or be restarting; try again soon",
+    "NO_API_KEY": "give one with --api-key-file FILE, or in CUVEE_API_KEY",
+    "INVALID_API_KEY": "ask whoever runs the server for a new one: `cuvee keys new NAME`",
+    "SCOPE_MISSING": "ask for a key that has it: `cuvee keys new NAME --scope …`",
     "NO_CHAT_TEMPLATE": "this blend continues text: leave --chat out",
 }
 _HINTS_BY_CODE = {
@@ -45,15 +49,16 @@ _HINTS_BY_CODE = {
 class Server:
     """A channel to a server and the stubs on it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials = _NO_CREDENTIALS) -> None:
+        """Raises InvalidRequest rather than send a key in clear text over a network."""
+        credentials.check(address)
         self.address = address
-        options = [
-            ("grpc.enable_http_proxy", 0),  # a proxy between a laptop and itself helps nobody
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ]
-        self._channel = grpc.insecure_channel(address, options)
-        self.generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
-        self.blends = blend_pb2_grpc.BlendServiceStub(self._channel)
+        self._channel = _channel(address, credentials, CHANNEL_OPTIONS)
+        channel = self._channel
+        if credentials.api_key:
+            channel = grpc.intercept_channel(channel, _Bearer(credentials.api_key))
+        self.generation = generation_pb2_grpc.GenerationServiceStub(channel)
+        self.blends = blend_pb2_grpc.BlendServiceStub(channel)
 
     def __enter__(self) -> Server:
         return self
@@ -65,6 +70,33 @@ class Server:
         """One blend; the empty name means the default one."""
         request = blend_pb2.GetBlendRequest(name=name)
         return self.blends.GetBlend(request, timeout=timeout_s).blend
+
+
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Shows the API key with every call."""
+
+    def __init__(self, api_key: str) -> None:
+        self._shown = ("authorization", f"Bearer {api_key}")
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_key(details), request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_key(details), request)
+
+    def _with_key(self, details: Any) -> Any:
+        return details._replace(metadata=[*(details.metadata or ()), self._shown])
+
+
+def _channel(
+    address: str, credentials: Credentials, options: Sequence[tuple[str, int]]
+) -> grpc.Channel:
+    if not credentials.is_tls:
+        return grpc.insecure_channel(address, options)
+    shown = grpc.ssl_channel_credentials(
+        credentials.authorities, credentials.certificate_key, credentials.certificate
+    )
+    return grpc.secure_channel(address, shown, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +112,15 @@ class Refusal:
     @classmethod
     def of(cls, error: grpc.RpcError, address: str) -> Refusal:
         """Read a failed call's rich status, or make the best of a bare one."""
-        call = cast(grpc.Call, error)
-        code, words = call.code(), call.details() or ""
-        details = _Details(call)
-        if details.retry_delay_s:
-            hint = f"try again in {details.retry_delay_s:g} s"
+        status = RichStatus.of(error)
+        code, words = status.code, status.message
+        if status.retry_delay_s:
+            hint = f"try again in {status.retry_delay_s:g} s"
         else:
-            hint = _HINTS.get(details.reason) or _HINTS_BY_CODE.get(code, "")
-        if code is grpc.StatusCode.UNAVAILABLE and not details.reason:
+            hint = _HINTS.get(status.reason) or _HINTS_BY_CODE.get(code, "")
+        if code is grpc.StatusCode.UNAVAILABLE and not status.reason:
             words, hint = _unreachable(address, words)
-        return cls(code.name, words or code.name, details.reason, details.field, hint)
+        return cls(code.name, words or code.name, status.reason, status.field, hint)
 
     def print(self, *, as_json: bool) -> None:
         """To stderr in words, or to stdout as JSON."""
@@ -106,27 +137,6 @@ class Refusal:
                 print_line(console, Text.assemble((f"  {label:<7} ", "dim"), value))
 
 
-class _Details:
-    """What a failed call's trailing metadata says."""
-
-    def __init__(self, call: grpc.Call) -> None:
-        self.reason, self.field, self.retry_delay_s = "", "", 0.0
-        metadata = dict(call.trailing_metadata() or ())
-        raw = metadata.get(_DETAILS_KEY, b"")
-        status = status_pb2.Status()
-        if isinstance(raw, bytes):
-            status.ParseFromString(raw)
-        for packed in status.details:
-            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-            retry = error_details_pb2.RetryInfo()
-            if packed.Unpack(info):
-                self.reason = info.reason
-            elif packed.Unpack(bad) and bad.field_violations:
-                self.field = bad.field_violations[0].field
-            elif packed.Unpack(retry):
-                self.retry_delay_s = retry.retry_delay.ToMilliseconds() / 1000
-
-
 def _unreachable(address: str, words: str) -> tuple[str, str]:
     if ("onnect" in words and "refused" in words) or "failed to connect" in words:
         return (
@@ -136,8 +146,15 @@ def _unreachable(address: str, words: str) -> tuple[str, str]:
     return f"the connection to {address} was lost: {words}", "is the server still running?"
 
 
+class Cancellable(Protocol):
+    """A call, or several in turn."""
+
+    def cancel(self) -> object:
+        """End it soon; any thread may."""
+
+
 @contextmanager
-def cancelled_by_ctrl_c(call: grpc.RpcContext) -> Iterator[None]:
+def cancelled_by_ctrl_c(call: Cancellable) -> Iterator[None]:
     """Ctrl-C cancels the call, and only when that has come back raises KeyboardInterrupt.
 
     Raised at once, it would as a rule come up inside gRPC's stream, between taking a lock and being
@@ -172,7 +189,7 @@ def cancelled_by_ctrl_c(call: grpc.RpcContext) -> Iterator[None]:
 def calling(address: str, *, as_json: bool = False) -> Iterator[Server]:
     """A server to call; failures are printed and become exit codes."""
     try:
-        with Server(address) as server:
+        with Server(address, current.get()) as server:
             yield server
     except grpc.RpcError as error:
         Refusal.of(error, address).print(as_json=as_json)

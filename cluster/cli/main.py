@@ -10,8 +10,10 @@ import typer
 from cluster import __version__
 from cluster.cli.blends import blends
 from cluster.cli.chat import chat
+from cluster.cli.credentials import shows_credentials
 from cluster.cli.explain import explain
 from cluster.cli.generate import generate
+from cluster.cli.keys import keys
 from cluster.cli.options import JsonOption
 from cluster.cli.perplexity import perplexity
 
@@ -57,10 +59,8 @@ def _root(
     """Several small language models served as one."""
 
 
-app.command()(generate)
-app.command()(chat)
-app.command()(explain)
-app.command()(blends)
+for command in (generate, chat, explain, blends):
+    app.command()(shows_credentials(command))
 
 
 @app.command()
@@ -131,8 +131,9 @@ def train_gate(
     raise typer.Exit(train_gate(file, data, blend, hidden, held_out, seed, as_json, Console()))
 
 
-evaluate.command()(perplexity)
+evaluate.command()(shows_credentials(perplexity))
 
 app.add_typer(models, name="models")
 app.add_typer(evaluate, name="eval")
 app.add_typer(gate, name="gate")
+app.add_typer(keys, name="keys")

@@ -16,8 +16,12 @@ from cluster.cli.output import print_line
 from cluster.cli.paint import Painter, Voices, print_legend
 from cluster.cli.proposals import print_proposals
 from cluster.cli.runs import Runs
+from cluster.client.blocking import Messages
+from cluster.client.patience import Patience
+from cluster.client.resumable import Resumable
 from cuvee.v1 import generation_pb2 as pb
 
+_PATIENCE = Patience(waits_for_room=False)  # a person would rather know
 _FINISHES = {
     pb.FINISH_REASON_END_OF_TURN: "end of turn",
     pb.FINISH_REASON_STOP_STRING: "stop string",
@@ -34,6 +38,7 @@ class Reply:
     response: pb.GenerateResponse = field(default_factory=pb.GenerateResponse)
     first_token_s: float = 0.0
     total_s: float = 0.0
+    num_streams: int = 1  # more: the router was lost, and another went on
 
     @property
     def usage(self) -> pb.Usage:
@@ -64,13 +69,17 @@ def stream(
     reply = reply or Reply()
     runs = Runs()
     start_s = time.monotonic()
-    call = server.generation.StreamGenerate(request, timeout=timeout_s)
-    with _waiting() as done_waiting, cancelled_by_ctrl_c(call):
+    resumable = Resumable(request, _PATIENCE)
+    messages = Messages(lambda _: server.generation.StreamGenerate, resumable, timeout_s)
+    with _waiting() as done_waiting, cancelled_by_ctrl_c(messages):
         try:
-            for piece in call:
+            for piece in messages:
                 reply.total_s = time.monotonic() - start_s
-                reply.first_token_s = reply.first_token_s or reply.total_s
+                reply.num_streams = resumable.num_streams
                 _add(reply.response, piece)
+                if not (piece.text_delta or piece.tokens or piece.HasField("outcome")):
+                    continue
+                reply.first_token_s = reply.first_token_s or reply.total_s
                 done_waiting()
                 if painter:
                     tokens = ((token.member, token.bytes) for token in piece.tokens)
@@ -119,6 +128,8 @@ def summary(reply: Reply) -> str:
     if reply.tokens_per_s:
         words += f": {reply.tokens_per_s:.0f} tokens/s"
     words += f", first after {reply.first_token_s:.2f} s"
+    if reply.num_streams > 1:
+        words += f", over {reply.num_streams} streams"
     finish = _FINISHES.get(outcome.finish_reason, "")
     if outcome.stop_string:
         finish += f" {outcome.stop_string!r}"

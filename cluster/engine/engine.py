@@ -29,7 +29,7 @@ from cluster.engine.types import (
     Work,
     WorkEnd,
 )
-from cluster.errors import CuveeError
+from cluster.errors import CuveeError, trace_of
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ class Engine:
     def load(self) -> EngineLoad:
         num_open, num_busy = self._inbox.num_open_and_busy()
         num_riding = min(self._num_riding, num_busy)
-        pages = self._pool.num_pages, self._pool.num_free_pages
+        pool = self._pool
+        pages = pool.num_pages, pool.num_free_pages, pool.num_open_pages
         return EngineLoad(num_open, num_riding, num_busy - num_riding, *pages)
 
     # A step takes in what was submitted, cancelled and closed since the last one; lets the
@@ -118,7 +119,7 @@ class Engine:
             jobs = [self._jobs[chunk.sequence] for chunk in plan.chunks]
             found = run_pass(self._runner, plan, jobs, self.vocab_size)
         except Exception as error:
-            _log.exception("a forward pass failed")
+            _log.error("a forward pass failed: %s", trace_of(error))
             outputs += self._give_up(plan, f"{type(error).__name__}: {error}")
         else:
             outputs += self._commit(plan, found)
@@ -270,7 +271,7 @@ class Engine:
         if isinstance(error, CuveeError):
             output.cause = error
         else:
-            _log.error("a judge or a mask failed", exc_info=error)
+            _log.error("a judge or a mask failed: %s", trace_of(error))
         return output
 
     def _end_without_room(self, job: Job) -> Output:

@@ -61,12 +61,19 @@ class PagePool:
         self._num_holders = [0] * num_pages
         self._num_pins = [0] * num_pages  # holders that are pinned
         self._num_pinned_pages = 0
+        self._num_opens = [0] * num_pages  # holders that are not closed
+        self._num_open_pages = 0
         self._prefixes = PrefixIndex(page_size)
 
     @property
     def num_free_pages(self) -> int:
         """Pages never used, or holding only evictable state."""
         return self.num_pages - self._num_pinned_pages
+
+    @property
+    def num_open_pages(self) -> int:
+        """Pages that hold state of sequences not closed: what these lose if more comes."""
+        return self._num_open_pages
 
     def holds(self, sequence: int) -> bool:
         """Whether the sequence was opened here, and not forgotten after its close."""
@@ -97,6 +104,8 @@ class PagePool:
         """The sequence is over; its state stays as evictable cache."""
         self.unpin(sequence)
         entry = self._entries[sequence]
+        for page in entry.pages:
+            self._remove_open(page)
         entry.closed = True
         if not entry.ids:
             self.drop(sequence)
@@ -246,11 +255,15 @@ class PagePool:
     def _hold_page(self, entry: _Entry, page: int) -> None:
         entry.pages.append(page)
         self._num_holders[page] += 1
+        self._num_opens[page] += 1
+        self._num_open_pages += self._num_opens[page] == 1
         if entry.pinned:
             self._add_pin(page)
 
     def _release_page(self, entry: _Entry, page: int) -> None:
         self._num_holders[page] -= 1
+        if not entry.closed:
+            self._remove_open(page)
         if entry.pinned:
             self._remove_pin(page)
         if self._num_holders[page] == 0:
@@ -264,9 +277,14 @@ class PagePool:
         self._num_pins[page] -= 1
         self._num_pinned_pages -= self._num_pins[page] == 0
 
+    def _remove_open(self, page: int) -> None:
+        self._num_opens[page] -= 1
+        self._num_open_pages -= self._num_opens[page] == 0
+
     def check_integrity(self) -> None:
         """Assert every invariant; tests call it after each operation."""
         num_holders, num_pins = [0] * self.num_pages, [0] * self.num_pages
+        num_opens = [0] * self.num_pages
         prefixes: dict[int, set[int]] = {}
         for sequence, entry in self._entries.items():
             num_needed = -(-len(entry.ids) // self.page_size)
@@ -279,11 +297,14 @@ class PagePool:
             for page in entry.pages:
                 num_holders[page] += 1
                 num_pins[page] += entry.pinned
+                num_opens[page] += not entry.closed
             for key in [ROOT, *entry.keys] if entry.ids else []:
                 prefixes.setdefault(key, set()).add(sequence)
         assert num_holders == self._num_holders
         assert num_pins == self._num_pins
         assert self._num_pinned_pages == sum(num > 0 for num in num_pins)
+        assert num_opens == self._num_opens
+        assert self._num_open_pages == sum(num > 0 for num in num_opens)
         assert sorted(self._free) == [p for p in range(self.num_pages) if not num_holders[p]]
         assert prefixes == self._prefixes.as_sets()
         assert set(self._idle) <= set(self._entries)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cluster.engine.types import Output, Work
+from cluster.engine.types import EngineLoad, EngineTimes, Output, Work
+from cluster.errors import trace_of
 
 if TYPE_CHECKING:
     from cluster.engine.engine import Engine
@@ -18,9 +20,16 @@ _log = logging.getLogger(__name__)
 class EngineThread:
     """Steps an engine as long as it has work, and reports each step's outputs, on that thread."""
 
-    def __init__(self, engine: Engine, report: Callable[[list[Output]], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        report: Callable[[list[Output]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.times = EngineTimes()  # replaced as a whole, so that any thread may read it
         self._engine = engine
         self._report = report
+        self._clock = clock
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="cuvee-engine", daemon=True)
@@ -40,6 +49,10 @@ class EngineThread:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive() and self._engine.is_alive
+
+    def load(self) -> EngineLoad:
+        """How busy the engine is now."""
+        return self._engine.load()
 
     def open(self) -> int:
         return self._engine.open()
@@ -67,12 +80,22 @@ class EngineThread:
                 if self._stopping:
                     return
             try:
-                outputs = self._engine.step()
+                outputs = self._timed_step()
             except Exception as error:
-                _log.exception("an engine step failed")
+                _log.error("an engine step failed: %s", trace_of(error))
                 outputs = self._engine.abort(f"{type(error).__name__}: {error}")
             try:
                 if outputs:
                     self._report(outputs)
-            except Exception:
-                _log.exception("outputs could not be reported")
+            except Exception as error:
+                _log.error("outputs could not be reported: %s", trace_of(error))
+
+    def _timed_step(self) -> list[Output]:
+        """A step; its time counts for every work that was under way when it began."""
+        before, began_s = self._engine.load(), self._clock()
+        try:
+            return self._engine.step()
+        finally:
+            took_s, after = self._clock() - began_s, self._engine.load()
+            num_works = before.num_running + before.num_waiting
+            self.times += EngineTimes(took_s, num_works * took_s, after.num_waiting * took_s)

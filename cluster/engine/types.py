@@ -169,6 +169,22 @@ class EngineCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineTimes:
+    """What an engine's time went to, in seconds since it was made; only ever grows."""
+
+    busy_s: float = 0.0  # in steps
+    working_s: float = 0.0  # of works: each counts while it is under way, whether it rides or waits
+    waiting_s: float = 0.0  # of works that did not ride in the step
+
+    def __add__(self, other: EngineTimes) -> EngineTimes:
+        return EngineTimes(
+            self.busy_s + other.busy_s,
+            self.working_s + other.working_s,
+            self.waiting_s + other.waiting_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """How busy the engine is now."""
 
@@ -177,3 +193,4 @@ class EngineLoad:
     num_waiting: int  # with unfinished work that did not
     num_pages: int
     num_free_pages: int  # never used, or holding only evictable state
+    num_open_pages: int  # holding state of open sequences, at work or not

@@ -102,6 +102,11 @@ class Draw:
     score_news: bool = False  # report the log-probabilities of the step's token ids
     doubt: Doubt | None = None
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether how far it goes depends on the text before, such as a character that is cut."""
+        return self.border is not Border.NONE or self.whole_characters or self.doubt is not None
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreText:
@@ -124,6 +129,7 @@ class Rank:
     is_warped: bool = False  # under the sequence's sampling; else the model's own
     with_state: bool = False  # tell the hidden state that it is made from, too
     num_positions: int = 1  # tell of the last given tokens too, in one event each; none is banned
+    score_news: bool = False  # report the model's own log-probabilities of the step's token ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,5 +253,12 @@ class Member(Protocol):
     def name(self) -> str:
         """Its name in the blend file."""
 
-    async def lease(self, timeout_s: float) -> Lease:
-        """Hold one of its replicas; raises Overloaded or Unavailable if none can be had in time."""
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has no replica at all now, though it should; another may be on its way."""
+
+    async def lease(self, timeout_s: float, affinity: str = "") -> Lease:
+        """Hold one of its replicas; raises Overloaded or Unavailable if none can be had in time.
+
+        Leases of one `affinity` go to one replica, while it is there and has room.
+        """

@@ -5,14 +5,18 @@ The tokens take the same way as with Ray Serve: lease, secret, exchange over gRP
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Sequence
 
 from cluster.errors import Unavailable
+from cluster.members.affinity import preferred
 from cluster.members.base import MemberInfo
 from cluster.members.exchange import ExchangePool, LeaseTransport
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import MemberServer
+
+_POLL_S = 0.02
 
 
 class DirectLease:
@@ -49,9 +53,22 @@ class DirectMember:
         self._exchanges = exchanges
         self._turns = itertools.count()
 
-    async def lease(self, timeout_s: float) -> DirectLease:
-        """Hold the next replica."""
-        if not self.servers:
-            raise Unavailable("MEMBER_UNAVAILABLE", f"member {self.name!r} has no replica")
-        held = self.servers[next(self._turns) % len(self.servers)].lease()
+    @property
+    def is_gone(self) -> bool:
+        """Whether all its servers were taken out."""
+        return not self.servers
+
+    async def lease(self, timeout_s: float, affinity: str = "") -> DirectLease:
+        """Hold the replica preferred for the affinity, else the next one, once there is one."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while not self.servers:
+            if asyncio.get_running_loop().time() >= deadline_s:
+                raise Unavailable("MEMBER_UNAVAILABLE", f"member {self.name!r} has no replica")
+            await asyncio.sleep(_POLL_S)
+        by_address = {server.address: server for server in self.servers}
+        num_leases = {address: len(server.leases) for address, server in by_address.items()}
+        address = preferred(affinity, num_leases)
+        if address is None:
+            address = self.servers[next(self._turns) % len(self.servers)].address
+        held = by_address[address].lease()
         return DirectLease(held, await anext(held), self._exchanges)

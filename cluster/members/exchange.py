@@ -41,8 +41,11 @@ class ExchangeCounts:
 class Exchange:
     """Writes what is ready as one message, hands out what comes back, notices a dead replica."""
 
-    def __init__(self, grant: LeaseGrant) -> None:
+    def __init__(
+        self, grant: LeaseGrant, on_silence: Callable[[str], None] = lambda address: None
+    ) -> None:
         self.counts = ExchangeCounts()
+        self._on_silence = on_silence
         self.address = grant.address
         self.is_lost = False
         self._why_lost = ""
@@ -114,7 +117,10 @@ class Exchange:
         why = "the router left"
         try:
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
-            why = _reason(done.pop().exception())
+            error = done.pop().exception()
+            why = _reason(error)
+            if isinstance(error, TimeoutError):
+                self._on_silence(self.address)
         finally:
             self._lose(why)
             for loop in loops:
@@ -209,15 +215,22 @@ class LeaseTransport:
 class ExchangePool:
     """The router's exchanges, one per replica."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_silence: Callable[[str], None] = lambda address: None) -> None:
+        """`on_silence` is told the address of a replica that has fallen silent."""
+        self._on_silence = on_silence
         self._exchanges: dict[str, Exchange] = {}
 
     def exchange(self, grant: LeaseGrant) -> Exchange:
         """The stream to the replica that granted a lease, or a new one under that lease."""
         exchange = self._exchanges.get(grant.address)
         if exchange is None or exchange.is_lost:
-            exchange = self._exchanges[grant.address] = Exchange(grant)
+            exchange = self._exchanges[grant.address] = Exchange(grant, self._on_silence)
         return exchange
+
+    @property
+    def num_open(self) -> int:
+        """How many replicas it has a stream to."""
+        return sum(not exchange.is_lost for exchange in self._exchanges.values())
 
     @property
     def counts(self) -> ExchangeCounts:

@@ -41,7 +41,10 @@ class RunJudge:
     def __call__(self, token: int) -> Verdict:
         """Judge the next sampled token."""
         ends_turn = token in self._end_ids
-        piece = b"" if ends_turn else self._token_bytes[token]
+        return self.judge(b"" if ends_turn else self._token_bytes[token], ends_turn=ends_turn)
+
+    def judge(self, piece: bytes, *, ends_turn: bool = False) -> Verdict:
+        """Judge the next token by its bytes."""
         if self._is_border(piece, ends_turn) and not self._goes_on():
             self.end = RunEnd.BORDER
             return Verdict.DROP_AND_STOP

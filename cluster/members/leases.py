@@ -31,6 +31,12 @@ class HeldLease:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     sequences: set[ReplicaSequence] = field(default_factory=set)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a sequence may be opened: a lease's room is that of one, at full length."""
+        self.sequences = {sequence for sequence in self.sequences if sequence.is_open}
+        return not self.sequences
+
 
 def not_live() -> ReplicaLost:
     """Why a sequence cannot be opened, or go on."""

@@ -9,8 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from cluster.engine.types import Output, Prefill, Rank, Sample, Score, Work, WorkEnd
-from cluster.errors import CuveeError, InternalError, InvalidRequest
+from cluster.engine.types import (
+    EngineLoad,
+    EngineTimes,
+    Output,
+    Prefill,
+    Rank,
+    Sample,
+    Score,
+    Work,
+    WorkEnd,
+)
+from cluster.errors import CuveeError, InternalError, InvalidRequest, trace_of
 from cluster.members.base import (
     Emit,
     Event,
@@ -50,6 +60,13 @@ class EngineFront(Protocol):
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs."""
+
+    @property
+    def times(self) -> EngineTimes:
+        """What its time went to so far."""
+
+    def load(self) -> EngineLoad:
+        """How busy it is now."""
 
 
 class ReplicaSequence(ABC):
@@ -199,7 +216,7 @@ class ReplicaSequence(ABC):
         except CuveeError as error:
             self._tell(Failed(error))
         except Exception as error:
-            _log.exception("a sequence failed")
+            _log.error("a sequence failed: %s", trace_of(error))
             self._tell(Failed(InternalError(reason, f"{type(error).__name__}: {error}")))
 
     def _tell(self, event: Event) -> None:

@@ -9,7 +9,7 @@ from cluster.errors import InternalError
 from cluster.members.base import Form, Step
 from cluster.text.member import MemberText
 
-_TAIL_BYTES = 320  # enough for the characters a border can depend on
+TAIL_BYTES = 320  # enough for the characters a border can depend on
 
 
 def digest_of(ids: Iterable[int]) -> int:
@@ -54,8 +54,8 @@ class Reply:
     def tail(self) -> bytes:
         """The reply's last bytes."""
         if self._form is Form.TEXT:
-            return bytes(self._bytes[-_TAIL_BYTES:])
-        return b"".join(self._text.token_bytes[token] for token in self.ids[-_TAIL_BYTES:])
+            return bytes(self._bytes[-TAIL_BYTES:])
+        return b"".join(self._text.token_bytes[token] for token in self.ids[-TAIL_BYTES:])
 
     def _apply_text(self, step: Step) -> int:
         self._bytes[step.base :] = step.text

@@ -50,7 +50,12 @@ class ScriptedMember:
         """Its name in the blend file."""
         return self.info.member
 
-    async def lease(self, timeout_s: float) -> ScriptedLease:
+    @property
+    def is_gone(self) -> bool:
+        """Whether its replicas are said to be lost for good."""
+        return self.lose_after[:1] == [-1]
+
+    async def lease(self, timeout_s: float, affinity: str = "") -> ScriptedLease:
         """Hold a scripted replica."""
         await asyncio.sleep(0)
         self.num_leases += 1

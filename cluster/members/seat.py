@@ -52,6 +52,7 @@ class Seat:
         self.known = 0  # how much of the reply the replica has: tokens, or bytes for Form.TEXT
         self._lease = lease
         self._news: asyncio.Queue[Event] = asyncio.Queue()
+        self._last: Event | None = None  # that came
         self._channel: Channel | None = None
 
     @property
@@ -61,7 +62,7 @@ class Seat:
 
     async def open(self, start: SequenceStart) -> None:
         """Begin the sequence; returns when the prompt is accepted, before it is processed."""
-        self._channel = self._lease.transport.open(start, self._news.put_nowait)
+        self._channel = self._lease.transport.open(start, self._hear)
         while not isinstance(event := await self._next(), Opened):
             pass
         self.usage.prompt_tokens = event.prompt_tokens
@@ -101,6 +102,13 @@ class Seat:
             self._count(self._news.get_nowait())
         await self._lease.release()
 
+    def _hear(self, event: Event) -> None:
+        """Tokens that come before the last ones were taken join them: who is late catches up."""
+        if not self._news.empty() and _joins(self._last, event):
+            return
+        self._last = event
+        self._news.put_nowait(event)
+
     async def _next(self) -> Event:
         event = await self._news.get()
         self._count(event)
@@ -113,3 +121,17 @@ class Seat:
             self.usage.forward_passes += event.num_passes
             self.usage.processed_tokens += event.num_processed
             self.usage.cached_tokens += event.num_cached
+
+
+def _joins(last: Event | None, event: Event) -> bool:
+    """Add drawn tokens to those of the event before, if both have nothing else to tell."""
+    if not (isinstance(last, StepEvent) and isinstance(event, StepEvent)):
+        return False
+    if not last.tokens or last.end is not None or event.distribution or event.news_logprobs:
+        return False
+    last.tokens += event.tokens
+    last.end = event.end
+    last.num_passes += event.num_passes
+    last.num_processed += event.num_processed
+    last.num_cached += event.num_cached
+    return True

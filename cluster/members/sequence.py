@@ -23,7 +23,6 @@ from cluster.members.judge import RunJudge
 from cluster.members.opening import EngineFront, ReplicaSequence
 from cluster.members.reply import Reply
 from cluster.randomness import Purpose
-from cluster.text.borders import Border
 from cluster.text.grammar import Guide
 from cluster.text.member import MemberText
 
@@ -52,6 +51,7 @@ class TokenSequence(ReplicaSequence):
         return ids
 
     def _begin_step(self, step: Step) -> None:
+        self._check_ids(step.token_ids)
         keep, ids = self._reply.apply(step), self._reply.ids
         want: Sample | Score | engine.Rank
         if isinstance(step.want, Draw):
@@ -59,6 +59,7 @@ class TokenSequence(ReplicaSequence):
             want.num_scored = len(step.token_ids) if step.want.score_news else 0
         elif isinstance(step.want, Rank):
             want = self._rank(step.want)
+            want.num_scored = len(step.token_ids) if step.want.score_news else 0
         else:
             targets = self._text.canonical.encode(step.want.text)
             self._check_room(targets)
@@ -74,7 +75,7 @@ class TokenSequence(ReplicaSequence):
             seed=self._start.seed,
             token_bytes=text.token_bytes,
             end_ids=text.end_ids,
-            before=self._reply.tail() if draw.border is not Border.NONE else b"",
+            before=self._reply.tail() if draw.looks_back else b"",
         )
         self._judge = judge
         return Sample(
@@ -111,6 +112,17 @@ class TokenSequence(ReplicaSequence):
         """What may follow the prompt and the reply so far, where the reply has a format."""
         guide, num_prompt = self._guide, len(self._prompt_ids)
         return None if guide is None else lambda ids: guide.allowed(ids[num_prompt:])
+
+    def _check_ids(self, ids: tuple[int, ...]) -> None:
+        """Refuse what this member has no token for: callers tell what they got of a reply."""
+        num_ids = len(self._text.token_bytes)
+        if ids and max(ids) >= num_ids:
+            raise InvalidRequest(
+                "UNKNOWN_TOKEN",
+                f"got id {max(ids)}; expected ids below {num_ids}, as member "
+                f"{self._member.member!r} has them",
+                field="resumption.tokens",
+            )
 
     def _check_room(self, targets: list[int]) -> None:
         room = self._member.max_context - len(self._prompt_ids) - len(self._reply.ids)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from cluster.errors import CuveeError
+from cluster.errors import CuveeError, InternalError
 from cluster.members import packed, wire
 from cluster.members.base import Event, Failed, StepEvent
 from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
@@ -170,6 +170,8 @@ class _Stream:
             self._emit(number, Failed(not_live()))
             return
         try:
+            if not lease.has_room:
+                raise InternalError("LEASE_IN_USE", "a lease has room for one sequence at a time")
             start = wire.start_from_proto(opening)
         except CuveeError as error:
             self._emit(number, Failed(error))

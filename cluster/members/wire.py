@@ -185,6 +185,7 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
         message.rank.ids = packed.ids_to_bytes(want.ids)
         message.rank.is_warped, message.rank.with_state = want.is_warped, want.with_state
         message.rank.num_positions = want.num_positions
+        message.rank.score_news = want.score_news
         return message
     message.draw.position = want.position
     message.draw.max_tokens = want.max_tokens
@@ -217,7 +218,13 @@ def step_from_proto(message: pb.Step) -> Step:
         rank = message.rank
         ids = packed.ids_from_bytes(rank.ids).tolist()
         want = Rank(
-            rank.position, rank.num_top, ids, rank.is_warped, rank.with_state, rank.num_positions
+            position=rank.position,
+            num_top=rank.num_top,
+            ids=ids,
+            is_warped=rank.is_warped,
+            with_state=rank.with_state,
+            num_positions=rank.num_positions,
+            score_news=rank.score_news,
         )
     else:
         draw = message.draw

@@ -8,7 +8,8 @@ from cluster.blending.adaptive import AdaptiveMean
 from cluster.blending.base import Method, Together
 from cluster.errors import Unavailable, Unsupported
 from cluster.members.base import Form, MemberInfo, Prompt
-from cluster.router.blends import form_of
+from cluster.router.blends import ServedBlend, form_of
+from cluster.router.resumption import Resumption
 
 
 def check_format_holds(
@@ -52,6 +53,17 @@ def check_prompt_is_shared(digests: Mapping[str, int], prompt: Prompt) -> None:
             "likelihoods of it do not compare; expected members that render prompts alike, or a "
             "blend with adapt.evidence: reply",
             field="prompt" if prompt.messages is None else "chat",
+        )
+
+
+def check_revision(blend: ServedBlend, resumption: Resumption) -> None:
+    """Refuse to go on with a reply under another blend than it began with, unless that is asked."""
+    if resumption.revision and resumption.revision != blend.revision:
+        raise Unsupported(
+            "REVISION_CHANGED",
+            f"got {resumption.revision!r}, and blend {blend.name!r} has become {blend.revision!r}; "
+            "expected the same, or none to go on under what the blend is now",
+            field="resumption.blend_revision",
         )
 
 

@@ -7,6 +7,7 @@ from cluster.errors import InvalidRequest
 from cluster.members.base import Form, Prompt
 from cluster.members.wire import chat_from_proto, format_from_proto
 from cluster.router.blends import ServedBlend
+from cluster.router.notices import Notice, NoticeKind
 from cluster.router.requests import (
     FinishReason,
     GenerationRequest,
@@ -24,6 +25,7 @@ from cluster.router.requests import (
     Stopping,
     Update,
 )
+from cluster.router.resumption import ReceivedToken, Resumption
 from cuvee.v1 import blend_pb2 as pb_blend
 from cuvee.v1 import generation_pb2 as pb
 
@@ -33,6 +35,7 @@ _FINISHES = {
     FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS,
     FinishReason.CONTEXT_FULL: pb.FINISH_REASON_CONTEXT_FULL,
 }
+_NOTICES = {NoticeKind.MEMBER_GONE: pb.NOTICE_KIND_MEMBER_GONE}
 _STATES = {
     ProposalState.COMPLETE: pb.PROPOSAL_STATE_COMPLETE,
     ProposalState.LATE: pb.PROPOSAL_STATE_LATE,
@@ -80,7 +83,24 @@ def generation_from_proto(
         user_id=message.user_id,
         conversation_id=message.conversation_id,
         format=format_from_proto(message.format) if message.HasField("format") else None,
+        resumption=_resumption(message.resumption) if message.HasField("resumption") else None,
     )
+
+
+def _resumption(message: pb.Resumption) -> Resumption:
+    tokens = (
+        ReceivedToken(t.member, t.id, t.bytes, tuple((w.member, w.share) for w in t.weights))
+        for t in message.tokens
+    )
+    notices = [_notice(notice, number) for number, notice in enumerate(message.notices)]
+    return Resumption(tuple(tokens), message.blend_revision, tuple(notices))
+
+
+def _notice(message: pb.Notice, number: int) -> Notice:
+    if message.kind != pb.NOTICE_KIND_MEMBER_GONE:
+        words = f"got kind {message.kind}; expected NOTICE_KIND_MEMBER_GONE"
+        raise InvalidRequest("INVALID_NOTICE", words, field=f"resumption.notices[{number}].kind")
+    return Notice(NoticeKind.MEMBER_GONE, message.member, message.position, message.message)
 
 
 def score_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
@@ -152,11 +172,27 @@ def stream_to_proto(update: Update, request_id: str, output: Output) -> pb.Strea
     message = pb.StreamGenerateResponse(request_id=request_id, text_delta=update.text)
     if output.attribution:
         message.tokens.extend(token_to_proto(token, output) for token in update.tokens)
+    message.notices.extend(map(notice_to_proto, update.notices))
+    if update.start is not None:
+        start = update.start
+        message.start.CopyFrom(
+            pb.Start(seed=start.seed, blend=start.blend, blend_revision=start.revision)
+        )
     if update.outcome is not None:
         message.outcome.CopyFrom(outcome_to_proto(update.outcome))
         if output.attribution:
             message.outcome.proposals.extend(map(proposal_to_proto, update.outcome.proposals))
     return message
+
+
+def notice_to_proto(notice: Notice) -> pb.Notice:
+    """What happened to a reply as a message."""
+    return pb.Notice(
+        kind=_NOTICES[notice.kind],
+        member=notice.member,
+        position=notice.position,
+        message=notice.message,
+    )
 
 
 def token_to_proto(reply_token: ReplyToken, output: Output) -> pb.Token:
@@ -193,6 +229,7 @@ def outcome_to_proto(outcome: Outcome) -> pb.Outcome:
             members=[_usage_to_proto(usage) for usage in outcome.usage],
         ),
         seed=outcome.seed,
+        notices=map(notice_to_proto, outcome.notices),
         blend=outcome.blend,
         blend_revision=outcome.revision,
         weights=outcome.weights,

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 
 from cluster.blending.adaptive import AdaptiveMixture
-from cluster.blending.base import Combined, Learner, Run, Together
+from cluster.blending.base import Combined, Learner, Method, Run, Together
+from cluster.blending.combined import Mean, Product
+from cluster.blending.losing import without
 from cluster.blending.routing import Cascade, Routed
-from cluster.errors import ReplicaLost
-from cluster.members.base import Doubt, Draw, Form, Member, Rank, RunEnd, Step, StepEvent
-from cluster.members.seat import Seat
+from cluster.errors import MemberGone, ReplicaLost
+from cluster.members.base import Form, Member, Rank, RunEnd, StepEvent
+from cluster.router.notices import Notice, NoticeKind
 from cluster.router.plan import Plan
-from cluster.router.requests import FinishReason, Law, MemberUsage, Outcome, Update
+from cluster.router.requests import (
+    FinishReason,
+    Law,
+    MemberUsage,
+    Outcome,
+    Update,
+)
+from cluster.router.resuming import (
+    Recall,
+    Views,
+    minding_format,
+    recall_together,
+    views_of,
+    without_lost,
+)
 from cluster.router.seats import Seats
+from cluster.router.steps import Speech, step_for
 from cluster.router.together import combined_next, drawn_token, told
 from cluster.router.transcript import Transcript
 
@@ -31,9 +50,13 @@ class Generation:
         self._transcript = Transcript(plan.members, plan.form, plan.stop)
         self._seats = Seats(plan, members, lease_timeout_s)
         self._finish: FinishReason | None = None
+        self._is_behind = bool(plan.received)  # of what the caller has
+        self._losses = deque(plan.losses)
+        self._speech: Speech | None = None  # a run that broke off elsewhere, to go on with
         self._dropped = False  # the last run ended at a border, its next token dropped there
         self._law = Law.EXACT
         self._dropped_share = 0.0
+        self._notices = list(plan.losses)
 
     @property
     def usage(self) -> tuple[MemberUsage, ...]:
@@ -45,23 +68,95 @@ class Generation:
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Take turns until the reply has ended; commit and pass on."""
         transcript = self._transcript
+        last, is_seated = Update(), False
         try:
-            await self._sit_down()
-            while self._finish is None:
-                async with aclosing(self._turn()) as turn:
-                    async for update in turn:
-                        yield update
-                if transcript.stop_string:
-                    self._finish = FinishReason.STOP_STRING
-                if self._finish is None and transcript.position >= self._plan.max_tokens:
-                    self._finish = FinishReason.MAX_TOKENS
-            last = transcript.finish()
-            if transcript.stop_string:
-                self._finish = FinishReason.STOP_STRING
+            if self._is_behind and not self._needs_views:
+                self._recall({})
+            with minding_format(self._plan):
+                while self._finish is None:
+                    try:
+                        if not is_seated:
+                            await self._sit_down()
+                            is_seated = True
+                            await self._stand()
+                            self._end_if_due()
+                            continue
+                        async with aclosing(self._turn()) as turn:
+                            async for update in turn:
+                                if transcript.stop_string:
+                                    last = update  # shown with the outcome: nobody can ask for more
+                                else:
+                                    yield update
+                    except MemberGone as gone:
+                        await self._seats.leave()  # the others may have been stopped in mid-step
+                        yield Update(notices=(self._go_on_without(gone),))
+                    self._end_if_due()
+            rest = transcript.finish()
+            self._end_if_due()
         finally:
             await self._seats.leave()
-        last.outcome = self._outcome(self._finish)
-        yield last
+        tokens = [*last.tokens, *rest.tokens]
+        yield Update(last.text + rest.text, tokens, self._outcome(self._finish))
+
+    def _end_if_due(self) -> None:
+        if self._transcript.stop_string:
+            self._finish = FinishReason.STOP_STRING
+        if self._finish is None and self._transcript.position >= self._plan.max_tokens:
+            self._finish = FinishReason.MAX_TOKENS
+
+    @property
+    def _needs_views(self) -> bool:
+        """Whether what members think of prompt or reply decides where a received reply stands."""
+        rule = self._plan.method.rule if isinstance(self._plan.method, Together) else None
+        return self._plan.evidence is not None and not isinstance(rule, Learner)
+
+    async def _stand(self) -> None:
+        """What only members can tell of where a received reply stands."""
+        plan, method = self._plan, self._plan.method
+        if self._is_behind:
+            follows = plan.evidence is not None and plan.evidence.follows_reply
+            known = self._recall(await views_of(plan, self._seats) if follows else {})
+            if follows:  # who was not to know all yet hears the rest again in its turn
+                self._seats.forget(known)
+        elif plan.received and plan.form is Form.BYTES and isinstance(method, Together):
+            now = await combined_next(method, self._seats, self._transcript)
+            if now is not None:
+                self._note_law(now)
+
+    def _recall(self, views: Views) -> Mapping[int, int]:
+        """Stand where what the caller has ends; members hear of it as news.
+
+        Gives how much of it each member had heard.
+        """
+        plan, transcript, method = self._plan, self._transcript, self._plan.method
+        self._is_behind = False
+        if not isinstance(method, Together):
+            recall = Recall(plan, transcript, views, self._losses)
+            recall.take_turns()
+            self._plan = recall.plan
+            self._dropped = recall.dropped
+            self._speech = None if recall.is_over else recall.speech
+            return recall.known
+        if not isinstance(method.rule, Learner):  # else members tell again of each token
+            for received in plan.received:
+                recall_together(plan, transcript, received)
+            if isinstance(method.rule, Mean | Product) and method.rule.num_candidates:
+                self._law = Law.BOUNDED
+        return {}
+
+    def _go_on_without(self, gone: MemberGone) -> Notice:
+        """Renormalise the weights of the others, if the blend wants that and somebody is left."""
+        if self._plan.blend.spec.on_member_loss != "renormalise":
+            raise gone
+        left = without(self._plan.method, self._plan.members.index(gone.member))
+        if left is None:
+            raise gone
+        self._plan = replace(self._plan, method=left)
+        self._dropped = False
+        position = len(self._plan.received) if self._is_behind else self._transcript.position
+        notice = Notice(NoticeKind.MEMBER_GONE, gone.member, position, gone.message)
+        self._notices.append(notice)
+        return notice
 
     async def _turn(self) -> AsyncGenerator[Update, None]:
         """A token by all, or a run by one.
@@ -70,22 +165,29 @@ class Generation:
         is given the transcript and draws the rest of the run: the same tokens, because every
         uniform is fixed by its position.
         """
+        self._plan = without_lost(self._plan, self._losses, self._transcript.position)
         method, position = self._plan.method, self._transcript.position
         if isinstance(method, Together):
             yield await self._draw_together(method)
             return
-        if isinstance(method, Routed) and not method.is_decided(position):
-            await self._ask_gate(method)
-            if self._finish is not None:
-                return
-        remaining = self._plan.max_tokens - position
-        run = method.next_run(position, remaining, dropped=self._dropped)
+        speech, self._speech = self._speech, None
+        if speech is None:
+            if isinstance(method, Routed) and not method.is_decided(position):
+                await self._ask_gate(method)
+                if self._finish is not None:
+                    return
+            speech = self._next_speech(method)
+        async with aclosing(self._speak(speech)) as updates:
+            async for update in updates:
+                yield update
+
+    def _next_speech(self, method: Method) -> Speech:
+        position = self._transcript.position
+        run = method.next_run(position, self._plan.max_tokens - position, dropped=self._dropped)
         weights: tuple[tuple[str, float], ...] = ()
         if isinstance(method, AdaptiveMixture | Routed):
             weights = tuple(self._weights().items())  # before the run tells more
-        async with aclosing(self._speak(run, weights)) as speech:
-            async for update in speech:
-                yield update
+        return Speech(run, self._transcript.length, weights)
 
     async def _ask_gate(self, gate: Routed) -> None:
         """Let it read what its reader makes of all that was said."""
@@ -104,6 +206,11 @@ class Generation:
             return Update()
         self._note_law(combined)
         plan, position = self._plan, self._transcript.position
+        if position < len(plan.received):
+            recall_together(plan, self._transcript, plan.received[position])
+            assert isinstance(method.rule, Learner), "others need not be told again"
+            method.rule.learn(combined.told, plan.received[position].token.id)
+            return Update()
         token, at = drawn_token(combined, plan, position)
         if token.id in plan.tokens.end_ids and position >= plan.end_allowed_from:
             self._finish = FinishReason.END_OF_TURN
@@ -115,23 +222,24 @@ class Generation:
         leading = max(shares, key=lambda index: shares[index])
         return self._transcript.commit(leading, [token], named, combined.bound)
 
-    async def _speak(
-        self, run: Run, weights: tuple[tuple[str, float], ...]
-    ) -> AsyncGenerator[Update, None]:
-        """One run, drawn by these weights where they change, on as many replicas as it takes."""
-        begin = self._transcript.length
+    async def _speak(self, speech: Speech) -> AsyncGenerator[Update, None]:
+        """One run, on as many replicas as it takes."""
+        run, transcript = speech.run, self._transcript
         while not self._is_done(run):
             try:
                 seat = await self._seats.take(run.member)
                 known = seat.known
-                async with aclosing(seat.run(self._step(run, begin, seat))) as events:
+                step = step_for(self._plan, speech, transcript, known)
+                async with aclosing(seat.run(step)) as events:
                     async for event in events:
                         self._listen(run.member, known, event)
                         if event.tokens:
-                            yield self._transcript.commit(run.member, event.tokens, weights=weights)
-                            seat.known = self._transcript.length
+                            yield transcript.commit(
+                                run.member, event.tokens, weights=speech.weights
+                            )
+                            seat.known = transcript.length
                             self._seats.progress(run.member)
-                        if self._transcript.stop_string:
+                        if transcript.stop_string:
                             return
                         if event.end is not None:
                             self._end_run(event.end)
@@ -155,38 +263,6 @@ class Generation:
         num_done = self._transcript.position - run.position
         return num_done >= run.max_tokens and not self._transcript.is_torn
 
-    def _step(self, run: Run, begin: int, seat: Seat) -> Step:
-        """What the run still needs, as news to what the seat knows."""
-        transcript, position = self._transcript, self._transcript.position
-        evidence = self._plan.evidence
-        num_done = position - run.position
-        max_tokens = max(1, run.max_tokens - num_done)
-        draw = Draw(
-            position=position,
-            max_tokens=max_tokens,
-            border=run.border,
-            share=run.share,
-            begins_span=num_done == 0,
-            retake=run.retake and num_done == 0,
-            whole_characters=self._plan.form is Form.TEXT
-            and position + max_tokens < self._plan.max_tokens,
-            score_news=evidence is not None and evidence.follows_reply,
-            doubt=self._doubt(run, num_done),
-        )
-        if self._plan.form is Form.TOKEN_IDS:
-            return Step(seat.known, draw, token_ids=transcript.ids(seat.known))
-        # Text up to the run's beginning, then the run's own ids: only then does a fresh replica
-        # compute with the very tokens that the lost one had drawn.
-        base = min(seat.known, begin)
-        return Step(base, draw, transcript.bytes(base, begin), transcript.ids(run.position))
-
-    def _doubt(self, run: Run, num_done: int) -> Doubt | None:
-        """Where the run's member hands over, if it may."""
-        method = self._plan.method
-        if not isinstance(method, Cascade) or run.member != method.first:
-            return None
-        return Doubt(method.measure, method.threshold, method.span_tokens, num_done)
-
     def _end_run(self, end: RunEnd) -> None:
         self._dropped = end in (RunEnd.BORDER, RunEnd.DOUBT)
         if end is RunEnd.DOUBT:
@@ -206,6 +282,10 @@ class Generation:
         elif isinstance(method, Routed):
             first = (method.reader,)
             if method.mixture.span == "response":  # who else sits is not known before
+                if self._plan.received:
+                    known = (self._plan.received[0].member,)
+                    await self._seats.sit_down(known, known)
+                    return
                 await self._seats.sit_down(first, first)
                 await self._ask_gate(method)
                 speakers = method.drawn()
@@ -215,6 +295,8 @@ class Generation:
                 return
         else:
             first = (method.next_run(0, self._plan.max_tokens, dropped=False).member,)
+        if self._plan.received:
+            first = method.speakers  # the prompt and what follows are one pass for all
         await self._seats.sit_down(method.speakers, first)
 
     def _outcome(self, finish: FinishReason | None) -> Outcome:
@@ -230,6 +312,7 @@ class Generation:
             law=self._law,
             dropped_share=self._dropped_share,
             usage=self.usage,
+            notices=tuple(self._notices),
         )
 
     def _note_law(self, combined: Combined) -> None:
@@ -246,7 +329,8 @@ class Generation:
         if self._plan.decided:
             return dict(self._plan.decided)
         if isinstance(method, Routed):
-            return dict(zip(names, method.weights(), strict=True))
+            weights = method.weights()
+            return dict(zip(names, weights, strict=True)) if weights else {}
         if evidence is None:
             return {}
         if isinstance(method, Together):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 
+from cluster.access.caller import current_caller
 from cluster.engine.types import SamplingParams
-from cluster.errors import Overloaded
 from cluster.members.base import (
     Form,
     Member,
     Prompt,
     SequenceStart,
 )
+from cluster.members.metered import MeteredMember
 from cluster.rankers.base import Ranker
+from cluster.router.admission import Admission
 from cluster.router.blends import ServedBlend, blend_weights, overridden
-from cluster.router.checks import check_prompt_renders
+from cluster.router.checks import check_prompt_renders, check_revision
 from cluster.router.coordinator import Generation
 from cluster.router.measuring import measure
 from cluster.router.on_each import on_each
@@ -29,6 +32,7 @@ from cluster.router.requests import (
     GenerationRequest,
     Score,
     ScoreRequest,
+    Start,
     Update,
     check_prompt,
 )
@@ -43,9 +47,6 @@ from cluster.spec import (
 
 logger = logging.getLogger(__name__)
 
-_OVERLOAD_RETRY_S = 1.0
-_MEMBER_RETRY_S = 1.0
-
 
 class Router:
     """Serves the blends of one spec over the given members and rankers."""
@@ -56,8 +57,13 @@ class Router:
         members: Mapping[str, Member],
         rankers: Mapping[str, Ranker] = FrozenMapping({}),
     ) -> None:
-        self.num_active = 0  # generations under way
+        self._admission = Admission(time.monotonic)
         self._served = Served(spec, members, rankers)
+
+    @property
+    def num_active(self) -> int:
+        """Generations under way or waiting."""
+        return self._admission.num_running + self._admission.num_waiting
 
     @property
     def spec(self) -> ClusterSpec:
@@ -98,39 +104,50 @@ class Router:
         """A served blend; the empty name means the default one."""
         return self._served.blend(name)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Update, None]:
-        """Write one reply; the last update has the outcome."""
-        blend = self.blend(request.blend)
-        with self._admitted():
-            async with aclosing(await self._updates(request, blend)) as updates:
+    async def generate(
+        self, request: GenerationRequest, time_left_s: float | None = None
+    ) -> AsyncGenerator[Update, None]:
+        """Write one reply; the first update has its start, the last one the outcome.
+
+        `time_left_s`: until the caller's deadline, for who would have to wait longer to begin.
+        """
+        given = request.sampling.seed
+        seed = secrets.randbits(63) if given is None else given
+        async with self._admitted(request.blend, time_left_s) as (blend, members):
+            if request.resumption is not None:
+                check_revision(blend, request.resumption)
+            async with aclosing(await self._updates(request, blend, members, seed)) as updates:
+                yield Update(start=Start(seed, blend.name, blend.revision))
                 async for update in updates:
                     yield update
 
     async def _updates(
-        self, request: GenerationRequest, blend: ServedBlend
+        self,
+        request: GenerationRequest,
+        blend: ServedBlend,
+        members: Mapping[str, Member],
+        seed: int,
     ) -> AsyncGenerator[Update, None]:
         """The reply that the blend's method gives; refuses what it cannot do."""
         spec, limits = overridden(blend, request.overrides), self.spec.limits
-        fresh_seed = secrets.randbits(63)
         is_pinned = request.overrides.member is not None
         if not is_pinned and isinstance(spec, ChooseSpec | FuseSpec):
-            seed = fresh_seed if request.sampling.seed is None else request.sampling.seed
-            panel = Panel(request, blend, spec, seed, limits, self._served.members)
+            panel = Panel(request, blend, spec, seed, limits, members)
             weights = proposer_weights(spec, request.overrides)
-            ranking = Ranking(weights, self._served.members, self._served.rankers, self.spec)
+            waits = spec.on_member_loss == "wait"
+            ranking = Ranking(weights, members, self._served.rankers, self.spec, waits=waits)
             if isinstance(spec, ChooseSpec):
                 return choose(panel, ranking, spec, request.prompt, list(weights))
             return fuse(panel, ranking, spec, request.prompt, seed)
         decided = await self._decided(blend, request)
-        plan = make_plan(request, blend, limits, fresh_seed, decided)
-        return Generation(plan, self._served.members, limits.lease_timeout_s).updates()
+        plan = make_plan(request, blend, limits, seed, decided)
+        return Generation(plan, members, limits.lease_timeout_s).updates()
 
-    async def score(self, request: ScoreRequest) -> Score:
+    async def score(self, request: ScoreRequest, time_left_s: float | None = None) -> Score:
         """Measure a continuation under every member that takes part, and under the blend."""
-        blend = self.blend(request.blend)
-        with self._admitted():
+        async with self._admitted(request.blend, time_left_s) as (blend, members):
             decided = await self._decided(blend, request)
-            return await measure(request, blend, self._served.members, self.spec.limits, decided)
+            return await measure(request, blend, members, self.spec.limits, decided)
 
     async def _decided(
         self, blend: ServedBlend, request: GenerationRequest | ScoreRequest
@@ -145,8 +162,6 @@ class Router:
     async def count_tokens(self, blend_name: str, prompt: Prompt) -> dict[str, tuple[int, int]]:
         """By member: the prompt's tokens, and the most that member can hold."""
         check_prompt(prompt)
-        blend = self.blend(blend_name)
-        check_prompt_renders(prompt, list(blend.infos.values()))
         start = SequenceStart(
             prompt=prompt,
             form=Form.TOKEN_IDS,
@@ -154,25 +169,24 @@ class Router:
             seed=0,
             prefill=False,
         )
-        with self._admitted():
-            members = {name: self._served.members[name] for name in blend.infos}
-            found = await on_each(members, start, None, self.spec.limits.lease_timeout_s)
+        async with self._admitted(blend_name) as (blend, members):
+            check_prompt_renders(prompt, list(blend.infos.values()))
+            counting = {name: members[name] for name in blend.infos}
+            found = await on_each(counting, start, None, self.spec.limits.lease_timeout_s)
         return {
             name: (found[name].num_prompt_tokens, info.max_context)
             for name, info in blend.infos.items()
         }
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        limit = self.spec.limits.max_concurrent_generations
-        if self.num_active >= limit:
-            raise Overloaded(
-                "TOO_MANY_GENERATIONS",
-                f"{limit} generations are under way, the most this router takes",
-                retry_delay_s=_OVERLOAD_RETRY_S,
-            )
-        self.num_active += 1
-        try:
-            yield
-        finally:
-            self.num_active -= 1
+    @asynccontextmanager
+    async def _admitted(
+        self, blend_name: str, time_left_s: float | None = None
+    ) -> AsyncIterator[tuple[ServedBlend, Mapping[str, Member]]]:
+        """In its turn: the blend as it is then, and members who charge the caller's key."""
+        self.blend(blend_name)  # what there is not need not wait
+        limits, costs = self.spec.limits, {n: m.cost for n, m in self.spec.members.items()}
+        admitted = self._admission.admitted(current_caller.get(), limits, costs, time_left_s)
+        async with admitted as bill:
+            served = self._served
+            metered = {n: MeteredMember(member, bill.add) for n, member in served.members.items()}
+            yield served.blend(blend_name), metered

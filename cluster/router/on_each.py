@@ -28,18 +28,17 @@ class Answer:
 async def on_each(
     members: Mapping[str, Member], start: SequenceStart, want: Step | None, lease_timeout_s: float
 ) -> dict[str, Answer]:
-    """By member: what it answered.
+    """By member: what it answered. Each is held for its own answer only."""
 
-    Members are leased by name, the one fixed order, so that two requests never wait for each other.
-    """
-    seats: dict[str, Seat] = {}
-    try:
-        for name in sorted(members):
-            seats[name] = Seat(await members[name].lease(lease_timeout_s))
-        results = await all_of([_open_and_run(seat, start, want) for seat in seats.values()])
-        return dict(zip(seats, results, strict=True))
-    finally:
-        await asyncio.gather(*(seat.close() for seat in seats.values()))
+    async def one(member: Member) -> Answer:
+        seat = Seat(await member.lease(lease_timeout_s))
+        try:
+            return await _open_and_run(seat, start, want)
+        finally:
+            await seat.close()
+
+    answers = await all_of(one(member) for member in members.values())
+    return dict(zip(members, answers, strict=True))
 
 
 async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -12,8 +12,11 @@ from cluster.errors import InvalidRequest
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
 from cluster.router.blends import ServedBlend, blend_weights, form_of, overridden, sampling_params
 from cluster.router.checks import check_format_holds, check_prompt_renders
+from cluster.router.conversation import conversation_key
 from cluster.router.methods import make_method
+from cluster.router.notices import Notice
 from cluster.router.requests import GenerationRequest, Overrides, ScoreRequest
+from cluster.router.resumption import Recalled, losses_of, recalled
 from cluster.spec import (
     BlendSpec,
     CombinedSpec,
@@ -45,6 +48,9 @@ class Plan:
     min_share: float = 0.0  # for Form.BYTES
     decided: Mapping[str, float] = field(default_factory=dict)  # weights that a gate found before
     format: OutputFormat | None = None  # what the whole reply has to match
+    affinity: str = ""  # by what turns of one conversation find the same replicas
+    received: tuple[Recalled, ...] = ()  # what the caller has of it
+    losses: tuple[Notice, ...] = ()  # members that were gone meanwhile
 
     @property
     def evidence(self) -> Evidence | None:
@@ -120,6 +126,9 @@ def make_plan(
         min_share=_min_share_of(spec),
         decided=decided or {},
         format=request.format,
+        affinity=conversation_key(request.prompt, request.conversation_id),
+        received=recalled(request.resumption, members),
+        losses=losses_of(request.resumption, members),
     )
 
 

@@ -22,6 +22,7 @@ from cluster.router.requests import (
     ProposalState,
     ReplyToken,
 )
+from cluster.router.resumption import Resumption
 from cluster.spec import ChooseSpec, LimitsSpec, ProposingSpec
 
 _MOST_REPLIES = 1 << 8  # of a member in a round: part of what makes seeds repeatable
@@ -60,13 +61,21 @@ class Panel:
             for number in range(self._spec.replies)
         ]
 
-    def plan(self, member: str, prompt: Prompt, seed: int) -> Plan:
+    @property
+    def resumption(self) -> Resumption | None:
+        """What the caller has of the answer; of what it is made from it has nothing."""
+        return self._request.resumption
+
+    def plan(
+        self, member: str, prompt: Prompt, seed: int, resumption: Resumption | None = None
+    ) -> Plan:
         """One reply by one member."""
         request = replace(
             self._request,
             prompt=prompt,
             sampling=replace(self._request.sampling, seed=seed),
             overrides=Overrides(member=member),
+            resumption=resumption,
         )
         return make_plan(request, self._blend, self._limits, seed)
 

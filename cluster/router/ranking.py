@@ -27,8 +27,14 @@ class Ranking:
         members: Mapping[str, Member],
         rankers: Mapping[str, Ranker],
         spec: ClusterSpec,
+        *,
+        waits: bool = True,
     ) -> None:
-        """`weights`: how much each member that proposes counts, summing to 1."""
+        """`weights`: how much each member that proposes counts, summing to 1.
+
+        `waits`: for members that have no replica left; else those have no say.
+        """
+        self._waits = waits
         self._weights = weights
         self._members = members
         self._rankers = rankers
@@ -76,7 +82,8 @@ class Ranking:
     async def _by_likelihood(self, texts: Sequence[str], prompt: Prompt) -> choosing.Scores:
         """All replies under all members that propose, each in its own tokens.
 
-        A member whose context one of them does not fit judges none of them.
+        A member whose context one of them does not fit judges none of them, nor does one that is
+        gone and not waited for.
         """
         start = SequenceStart(prompt, Form.TOKEN_IDS, SamplingParams(), seed=0, prefill=False)
         timeout_s = self._spec.limits.lease_timeout_s
@@ -89,6 +96,8 @@ class Ranking:
             return sum(token.logprob for token in found[name].tokens)
 
         async def logprobs(name: str) -> list[float] | None:
+            if not self._waits and self._members[name].is_gone:
+                return None
             try:
                 return await all_of(logprob(name, text) for text in texts)
             except InvalidRequest as error:

@@ -11,9 +11,11 @@ from cluster.members.base import Prompt
 from cluster.rankers.base import last_message
 from cluster.router.proposals import Panel
 from cluster.router.ranking import Ranking
-from cluster.router.requests import Proposal, ProposalState, Update
+from cluster.router.requests import Proposal, ProposalState, ReplyToken, Update
+from cluster.router.resumption import ReceivedToken, Resumption, not_of_this_reply
 from cluster.spec import ChooseSpec, FuseSpec
 from cluster.spec.templates import render
+from cluster.text.utf8 import Utf8Stream
 
 
 async def choose(
@@ -25,7 +27,8 @@ async def choose(
     best = ranked[0]
     panel.proposals = _marked(panel.proposals, ranked, num_chosen=1)
     assert best.outcome is not None, "only complete proposals are ranked"
-    yield Update(best.text, list(best.tokens), panel.outcome(best.outcome))
+    text, tokens = _rest(best, panel.resumption)
+    yield Update(text, tokens, panel.outcome(best.outcome))
 
 
 async def fuse(
@@ -44,7 +47,7 @@ async def fuse(
             num_kept = spec.top
         panel.proposals = _marked(panel.proposals, kept, num_chosen=num_kept)
         asked = _with_replies(prompt, spec.template, [p.text for p in kept[:num_kept]])
-    generation = panel.generation(panel.plan(spec.fuser, asked, seed))
+    generation = panel.generation(panel.plan(spec.fuser, asked, seed, panel.resumption))
     async with aclosing(generation.updates()) as updates:
         with _telling_why_long(True):
             async for update in updates:
@@ -52,6 +55,19 @@ async def fuse(
                     panel.add(generation.usage)
                     update.outcome = panel.outcome(update.outcome)
                 yield update
+
+
+def _rest(best: Proposal, resumption: Resumption | None) -> tuple[str, list[ReplyToken]]:
+    """What the caller does not have of a reply that was written again, whole."""
+    received = () if resumption is None else resumption.tokens
+    for position, given in enumerate(received):
+        if position >= len(best.tokens):
+            raise not_of_this_reply(position, "a token", f"none after {len(best.tokens)}", "id")
+        now = best.tokens[position]
+        if given != ReceivedToken(now.member, now.token.id, now.token.bytes, now.weights):
+            raise not_of_this_reply(position, f"{given}", "what the best reply says", "id")
+    num_chars = len(Utf8Stream().push(b"".join(token.bytes for token in received)))
+    return best.text[num_chars:], list(best.tokens[len(received) :])
 
 
 def _marked(

@@ -11,6 +11,8 @@ from cluster.blending.base import Span
 from cluster.errors import InvalidRequest
 from cluster.members.base import Prompt, StepToken
 from cluster.members.seat import SeatUsage
+from cluster.router.notices import Notice
+from cluster.router.resumption import Resumption
 from cluster.text.grammar import OutputFormat
 
 MAX_STOP_STRINGS = 16
@@ -159,11 +161,18 @@ class GenerationRequest:
     user_id: str = ""
     conversation_id: str = ""
     format: OutputFormat | None = None
+    resumption: Resumption | None = None
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
         if self.format is not None:
             self.stopping.check_open()
+        if self.resumption is not None and self.sampling.seed is None:
+            raise InvalidRequest(
+                "MISSING_SEED",
+                "got none; expected the seed that the reply began with, as its start said",
+                field="sampling.seed",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,15 +279,27 @@ class Outcome:
     proposals: tuple[Proposal, ...] = ()
     law: Law = Law.EXACT
     dropped_share: float = 0.0  # of splits into tokens, summed over bytes and members
+    notices: tuple[Notice, ...] = ()  # all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What it takes to ask for the rest of a reply, should its stream break."""
+
+    seed: int
+    blend: str
+    revision: str
 
 
 @dataclass(slots=True)
 class Update:
-    """The next piece of a reply; the last one has the outcome."""
+    """The next piece of a reply; the first one has its start, the last one the outcome."""
 
     text: str = ""
     tokens: list[ReplyToken] = field(default_factory=list)
     outcome: Outcome | None = None
+    notices: tuple[Notice, ...] = ()  # what has happened before the next token
+    start: Start | None = None
 
 
 @dataclass(frozen=True, slots=True)

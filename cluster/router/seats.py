@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
-from cluster.errors import ReplicaLost, Unavailable
-from cluster.members.base import Member
+from cluster.errors import MemberGone, Overloaded, ReplicaLost, Unavailable
+from cluster.members.base import Lease, Member
 from cluster.members.seat import Seat
 from cluster.router.checks import check_prompt_is_shared, check_same_member
 from cluster.router.on_each import all_of
@@ -14,6 +14,8 @@ from cluster.router.plan import Plan
 from cluster.router.requests import MemberUsage
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3  # a prompt that kills every replica it meets is not carried further
+_GONE_POLL_S = 0.1
+_PATIENCE_S = 0.5  # for a lease, with others in hand
 
 
 class Seats:
@@ -29,14 +31,11 @@ class Seats:
         self._unread: set[int] = set()  # who is still to tell of the prompt
 
     async def sit_down(self, speakers: Collection[int], first: Collection[int]) -> None:
-        """Lease every member that may speak, in one fixed order, then open them all at once.
+        """Lease every member that may speak, then open them all at once.
 
-        The order is by name for all blends, so that two generations never wait for each other. All
-        but the first to speak process the prompt meanwhile.
+        All but the first to speak process the prompt meanwhile.
         """
-        in_order = sorted(speakers, key=lambda index: self._plan.members[index])
-        for index in in_order:
-            await self._lease(index)
+        in_order = await self._lease_all(speakers)
         opened = await asyncio.gather(
             *(self._open(index, prefill=index not in first) for index in in_order),
             return_exceptions=True,
@@ -73,7 +72,7 @@ class Seats:
     async def take(self, index: int) -> Seat:
         """The member's seat; a fresh one if the last was lost."""
         if index not in self._seats:
-            await self._lease(index)
+            await self._lease(index, self._lease_timeout_s)
             await self._open(index, prefill=False)
         return self._seats[index]
 
@@ -92,20 +91,54 @@ class Seats:
                 f"request; the last: {error.message}",
             ) from error
 
+    def forget(self, known: Mapping[int, int]) -> None:
+        """Members that sit know no more than this of the reply."""
+        for index, seat in self._seats.items():
+            seat.known = min(seat.known, known.get(index, 0))
+
     async def leave(self, keep: Collection[int] = ()) -> None:
         """Give everything back, or all but some; never fails."""
         leaving = [index for index in self._seats if index not in keep]
         await asyncio.gather(*(self._give_back(index) for index in leaving))
 
-    async def _lease(self, index: int) -> None:
+    async def _lease_all(self, speakers: Collection[int]) -> list[int]:
+        """All or nothing, within one time limit; gives the order in which they were leased.
+
+        The order is by name for all blends, so that two generations never wait for each other. Who
+        holds some waits but a moment for the next: then it gives all back and waits for that one
+        first, with nothing in its hands that another could use.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._lease_timeout_s
+        in_order = sorted(speakers, key=lambda index: self._plan.members[index])
+        while True:
+            for place, index in enumerate(in_order):
+                left_s = deadline_s - loop.time()
+                try:
+                    await self._lease(index, min(left_s, _PATIENCE_S) if place else left_s)
+                except Overloaded:
+                    await self.leave()
+                    if not place or deadline_s - loop.time() <= _PATIENCE_S:
+                        raise
+                    in_order.insert(0, in_order.pop(place))
+                    break
+            else:
+                return in_order
+
+    async def _lease(self, index: int, timeout_s: float) -> None:
         name = self._plan.members[index]
-        seat = Seat(await self._members[name].lease(self._lease_timeout_s))
+        member, affinity = self._members[name], self._plan.affinity
+        if self._plan.blend.spec.on_member_loss == "wait":
+            lease = await member.lease(timeout_s, affinity)
+        else:
+            lease = await lease_unless_gone(member, timeout_s, affinity)
+        seat = Seat(lease)
         self._seats[index] = seat
-        self.usage[index].leases += 1
         check_same_member(self._plan.blend.infos[name], seat.info)
 
     async def _open(self, index: int, *, prefill: bool) -> None:
         seat, is_read = self._seats[index], index in self._unread
+        self.usage[index].leases += 1
         prefill = prefill or is_read
         await seat.open(self._plan.start(seat.info, prefill=prefill, score_prompt=is_read))
 
@@ -113,3 +146,19 @@ class Seats:
         if seat := self._seats.pop(index, None):
             await seat.close()
             self.usage[index].seat += seat.usage
+
+
+async def lease_unless_gone(member: Member, timeout_s: float, affinity: str) -> Lease:
+    """A lease like any other; raises MemberGone as soon as there is nobody to wait for."""
+    leasing = asyncio.create_task(member.lease(timeout_s, affinity))
+    try:
+        while not leasing.done():
+            if member.is_gone:
+                words = f"member {member.name!r} has no replica left"
+                raise MemberGone("MEMBER_UNAVAILABLE", words, member=member.name)
+            await asyncio.wait({leasing}, timeout=_GONE_POLL_S)
+        return leasing.result()
+    finally:
+        if not leasing.done():
+            leasing.cancel()
+            await asyncio.wait({leasing})

@@ -35,6 +35,7 @@ class Served:
         self._leaving: dict[str, str] = {}  # by member, the model whose place another takes
         self._infos: dict[str, MemberInfo] = {}
         self._tokens: dict[str, Tokens] = {}  # of members that draw together with others
+        self._blends: dict[str, ServedBlend] = {}  # all that is known of one never changes
 
     @property
     def knows_all(self) -> bool:
@@ -50,6 +51,12 @@ class Served:
     def blend(self, name: str) -> ServedBlend:
         """A served blend; the empty name means the default one."""
         name = name or self.spec.default_blend
+        if name not in self._blends:
+            self._blends[name] = self._met(name)
+        return self._blends[name]
+
+    def _met(self, name: str) -> ServedBlend:
+        """A blend whose models are all known; raises NotFound, Unavailable, or what forbids it."""
         spec = self.spec.blends.get(name)
         if spec is None:
             known = ", ".join(self.spec.blends)

@@ -115,14 +115,17 @@ async def _tell(index: int, rank: Rank, seats: Seats, transcript: Transcript) ->
     return [event.distribution for event in events if event.distribution is not None]
 
 
-async def told(index: int, rank: Rank, seats: Seats, transcript: Transcript) -> list[StepEvent]:
-    """One member's answer, from as many replicas as it takes."""
+async def told(
+    index: int, rank: Rank, seats: Seats, transcript: Transcript, length: int | None = None
+) -> list[StepEvent]:
+    """One member's answer after the transcript's `length`, on as many replicas as it takes."""
+    end = transcript.length if length is None else length
     while True:
         try:
             seat = await seats.take(index)
-            async with aclosing(seat.run(transcript.step(seat.known, rank))) as events:
+            async with aclosing(seat.run(transcript.step(seat.known, rank, end))) as events:
                 answer = [event async for event in events]
-            seat.known = transcript.length
+            seat.known = end
             seats.progress(index)
             return answer
         except ReplicaLost as error:

@@ -50,7 +50,9 @@ class Transcript:
         self._stops = StopMatcher(stop) if stop else None
         self._held: deque[_Held] = deque()
         self._num_chars = 0  # complete
-        self._num_visible = 0  # characters that the caller has
+        self._num_visible = 0  # characters that the caller may see
+        self._num_recalled = 0  # tokens that the caller has had from elsewhere, ...
+        self._num_recalled_chars = 0  # ... and the characters that were complete with them
 
     @property
     def position(self) -> int:
@@ -71,15 +73,27 @@ class Transcript:
         """The token ids from a position on."""
         return tuple(self._ids[begin:])
 
+    def tail(self, num_bytes: int) -> bytes:
+        """The reply's last bytes."""
+        return bytes(self._bytes[-num_bytes:])
+
     def bytes(self, begin: int, end: int) -> bytes:
         """The reply's bytes of a range."""
         return bytes(self._bytes[begin:end])
 
-    def step(self, known: int, want: Rank) -> Step:
-        """Brings a member that knows the beginning up to date, and asks it something."""
+    def step(self, known: int, want: Rank, end: int) -> Step:
+        """Brings a member that knows the beginning up to `end`, and asks it something."""
+        known = min(known, end)
         if self._form is Form.TOKEN_IDS:
-            return Step(known, want, token_ids=self.ids(known))
-        return Step(known, want, self.bytes(known, self.length))
+            return Step(known, want, token_ids=tuple(self._ids[known:end]))
+        return Step(known, want, self.bytes(known, end))
+
+    def recall(self, member: int, token: StepToken) -> None:
+        """Append a token that the caller has from elsewhere: it is not shown again."""
+        self.commit(member, [token])
+        self.drawn[member] -= 1
+        self._num_recalled = self.position
+        self._num_recalled_chars = self._num_chars
 
     def commit(
         self,
@@ -133,15 +147,19 @@ class Transcript:
 
     def _release(self, text: str, update: Update) -> None:
         """Let text go, and the tokens that are wholly inside what has gone."""
-        update.text += text
+        update.text += text[max(0, self._num_recalled_chars - self._num_visible) :]
         self._num_visible += len(text)
         while self._held and self._held[0].end <= self._num_visible:
-            update.tokens.append(self._held.popleft().token)
+            held = self._held.popleft()
+            if held.token.position >= self._num_recalled:
+                update.tokens.append(held.token)
 
     def _end_at_stop(self, found: str, update: Update) -> None:
         """Drop what belongs to the stop string; of a token across its border, keep the front."""
         self.stop_string = found
         for held in self._held:
+            if held.token.position < self._num_recalled:
+                continue
             if front := held.front(self._num_visible):
                 token = replace(held.token.token, bytes=front)
                 update.tokens.append(replace(held.token, token=token))

@@ -12,8 +12,8 @@ from cluster.spec.blend import AdaptSpec, BlendBase, MixtureSpec, SamplingSpec
 from cluster.spec.combined import CombinedSpec, ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.load import load_spec, parse_mapping, parse_spec
 from cluster.spec.member import MemberSpec
-from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec, ServingSpec
-from cluster.spec.placed import AutoscalingSpec, PlacedSpec, ResourcesSpec
+from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec
+from cluster.spec.placed import PlacedSpec, ResourcesSpec
 from cluster.spec.ranker import RankerSpec
 from cluster.spec.replies import ChooseSpec, FuseSpec, ProposingSpec
 from cluster.spec.route import (
@@ -23,10 +23,13 @@ from cluster.spec.route import (
     RouteSpec,
     UncertaintyGate,
 )
+from cluster.spec.scaling import AutoscalingSpec, RoutersSpec
+from cluster.spec.serving import AuthSpec, ServingSpec, TlsSpec
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
     "AdaptSpec",
+    "AuthSpec",
     "AutoscalingSpec",
     "BlendBase",
     "BlendSpec",
@@ -49,9 +52,11 @@ __all__ = [
     "RankerSpec",
     "ResourcesSpec",
     "RouteSpec",
+    "RoutersSpec",
     "SamplingSpec",
     "ServingSpec",
     "Span",
+    "TlsSpec",
     "UncertaintyGate",
     "load_spec",
     "parse_mapping",

@@ -33,7 +33,7 @@ class BlendBase(Frozen):
     """What all blends have, whatever their method."""
 
     parameter_names: ClassVar[tuple[str, ...]] = ()  # numbers that a request may override
-    not_in_revision: ClassVar[set[str]] = {"description", "members"}  # decides no text
+    not_in_revision: ClassVar[set[str]] = {"description", "members", "on_member_loss"}  # no text
 
     method: str
     members: Mapping[str, float | str]  # weights or roles, by member
@@ -41,6 +41,11 @@ class BlendBase(Frozen):
         default=SamplingSpec(), description="a mapping such as {temperature: 0.8, top_p: 0.95}"
     )
     description: str = Field(default="", description="text")
+    on_member_loss: Literal["wait", "fail"] = Field(
+        default="wait",
+        description="when a member has no replica left: wait for one (limits.lease_timeout_s at "
+        "most), or fail at once",
+    )
 
     @property
     def weights(self) -> FrozenMapping[str, float]:
@@ -152,6 +157,16 @@ class BlendBase(Frozen):
             )
 
 
+class WeightedSpec(BlendBase):
+    """A blend whose members have weights, so that the others can go on without one."""
+
+    on_member_loss: Literal["wait", "renormalise", "fail"] = Field(  # type: ignore[assignment]
+        default="wait",
+        description="when a member has no replica left: wait for one (limits.lease_timeout_s at "
+        "most), renormalise the weights of the others and go on, or fail at once",
+    )
+
+
 class AdaptSpec(Frozen):
     """Weights that follow the transcript; `cluster.blending.adaptive` has the rule."""
 
@@ -181,10 +196,10 @@ def check_floor(adapt: AdaptSpec | None, info: ValidationInfo) -> AdaptSpec | No
     return adapt
 
 
-class MixtureSpec(BlendBase):
+class MixtureSpec(WeightedSpec):
     """Each span is spoken by one member, drawn by weight."""
 
-    not_in_revision: ClassVar[set[str]] = {"description", "members", "exact"}
+    not_in_revision: ClassVar[set[str]] = BlendBase.not_in_revision | {"exact"}
 
     method: Literal["mixture"] = Field(description="mixture")
     span: Span | None = Field(

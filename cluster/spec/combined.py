@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from cluster.spec.blend import AdaptSpec, BlendBase, adapt_parameters, check_floor
+from cluster.spec.blend import AdaptSpec, BlendBase, WeightedSpec, adapt_parameters, check_floor
 from cluster.spec.values import Named, Weights, refuse
 
 DEFAULT_MIN_SHARE = 1e-3  # measured: less changes bits per byte in the fourth digit
@@ -53,7 +53,7 @@ class CombinedSpec(BlendBase):
         return not self.by_bytes
 
 
-class EnsembleSpec(CombinedSpec):
+class EnsembleSpec(WeightedSpec, CombinedSpec):
     """The weighted mean of the members' distributions, or their weighted product."""
 
     parameter_names: ClassVar[tuple[str, ...]] = ("candidates", "min_share")

@@ -12,8 +12,8 @@ from cluster.errors import SpecError
 from cluster.spec.lines import Document, NotYaml, read_yaml
 from cluster.spec.messages import problem_of
 from cluster.spec.model import ClusterSpec
-from cluster.spec.placed import BASE_FOLDER
 from cluster.spec.references import Problem, dangling, rankers_of
+from cluster.spec.values import BASE_FOLDER
 
 
 def load_spec(path: str | Path) -> ClusterSpec:
@@ -30,14 +30,18 @@ def load_spec(path: str | Path) -> ClusterSpec:
 
 def parse_spec(text: str, base: Path | None = None, name: str = "<string>") -> ClusterSpec:
     """Parse YAML; relative model folders start from `base`, and errors call the text `name`."""
+    return _validate(parse_document(text, name), base, name)
+
+
+def parse_document(text: str, name: str) -> Document:
+    """Parse YAML of any kind; raises SpecError, which calls the text `name`."""
     try:
-        document = read_yaml(text)
+        return read_yaml(text)
     except NotYaml as error:
         place = f"{name}:{error.line}:{error.column}" if error.line else name
         raise SpecError(
             "SPEC_NOT_YAML", f"{place}: not valid YAML: {error.message}", line=error.line
         ) from None
-    return _validate(document, base, name)
 
 
 def parse_mapping(
@@ -61,11 +65,12 @@ def _validate(document: Document, base: Path | None, name: str) -> ClusterSpec:
             found = found or [Problem((), "expected a mapping of version, members and blends")]
             problems += [(document.line(problem.location), problem) for problem in found]
     if problems or spec is None:
-        raise _error(problems, name, with_lines=document.root is not None)
+        raise spec_error(problems, name, with_lines=document.root is not None)
     return spec
 
 
-def _error(problems: list[tuple[int, Problem]], name: str, *, with_lines: bool) -> SpecError:
+def spec_error(problems: list[tuple[int, Problem]], name: str, *, with_lines: bool) -> SpecError:
+    """One error that lists all problems, each with its line."""
     problems = sorted(problems, key=lambda found: (found[0], found[1].field))
     lines = [
         ": ".join(

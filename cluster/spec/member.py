@@ -21,6 +21,13 @@ class MemberSpec(PlacedSpec):
         ge=2,
         description="tokens, a whole number of at least 2; left out, the model's own",
     )
+    cost: float = Field(
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="what a token costs that it processes, against a key's limits and share: "
+        "a number of at least 0, such as its billions of parameters",
+    )
     tensor_parallel: int | None = Field(
         default=None,
         ge=1,

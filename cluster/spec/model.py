@@ -20,7 +20,8 @@ from cluster.spec.ranker import RankerSpec
 from cluster.spec.references import OWN_RANKS, Location, Problem, dangling, rankers_of
 from cluster.spec.replies import ChooseSpec, FuseSpec
 from cluster.spec.route import RouteSpec
-from cluster.spec.values import FrozenMapping, Host, Name, Named, refuse
+from cluster.spec.serving import ServingSpec
+from cluster.spec.values import FrozenMapping, Named, refuse
 
 _REVISION_LENGTH = 12
 
@@ -30,19 +31,6 @@ BlendSpec = Annotated[
 ]
 
 
-class ServingSpec(Frozen):
-    """Where the edge listens."""
-
-    host: Host = Field(default="127.0.0.1", description="a loopback address such as 127.0.0.1")
-    port: int = Field(
-        default=9000, ge=0, le=65535, description="a port between 0 and 65535 (0: any free one)"
-    )
-    routers: int = Field(
-        default=1, ge=1, description="router replicas, a whole number of at least 1"
-    )
-    default_blend: Name | None = Field(default=None, description="the name of a blend of this file")
-
-
 class LimitsSpec(Frozen):
     """What one request may ask for, and what one router takes on."""
 
@@ -50,6 +38,12 @@ class LimitsSpec(Frozen):
     max_new_tokens: int = Field(default=1024, ge=1, description="tokens, at least 1")
     max_concurrent_generations: int = Field(
         default=256, ge=1, description="generations at one time per router, at least 1"
+    )
+    max_waiting_generations: int = Field(
+        default=256, ge=0, description="generations that may wait for that per router, at least 0"
+    )
+    max_wait_s: float = Field(
+        default=30.0, gt=0, allow_inf_nan=False, description="seconds they may wait, above 0"
     )
     max_deadline_s: float = Field(
         default=600.0, gt=0, allow_inf_nan=False, description="seconds, a number above 0"

@@ -10,9 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cluster.models.reference import EXPECTED, ModelKind, ModelReference
 from cluster.spec.frozen import Frozen
-from cluster.spec.values import Amount, Bytes, FrozenMapping, Keyed, refuse
-
-BASE_FOLDER = "base_folder"  # key of the validation context: where relative model folders start
+from cluster.spec.scaling import AutoscalingSpec
+from cluster.spec.values import BASE_FOLDER, Amount, Bytes, FrozenMapping, Keyed, refuse
 
 _RAYS_OWN = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
@@ -78,23 +77,6 @@ class ResourcesSpec(Frozen):
         return custom
 
 
-class AutoscalingSpec(Frozen):
-    """A range of replicas, grown and shrunk by how many leases each one holds."""
-
-    min_replicas: int = Field(default=1, ge=1, description="a whole number of at least 1")
-    max_replicas: int = Field(ge=1, description="a whole number of at least min_replicas")
-    target_leases: int = Field(
-        default=8, ge=1, description="leases per replica to aim at, a whole number of at least 1"
-    )
-
-    @field_validator("max_replicas")
-    @classmethod
-    def _not_below_min(cls, max_replicas: int, info: ValidationInfo) -> int:
-        if max_replicas < info.data.get("min_replicas", 1):
-            raise refuse(f"expected at least min_replicas, which is {info.data['min_replicas']}")
-        return max_replicas
-
-
 class PlacedSpec(Frozen):
     """A model from somewhere, and how its replicas run."""
 
@@ -128,6 +110,11 @@ class PlacedSpec(Frozen):
     @property
     def min_replicas(self) -> int:
         return self.autoscaling.min_replicas if self.autoscaling else self.replicas or 1
+
+    @property
+    def wake_s(self) -> float | None:
+        """How long to wait for a replica while there is none; None where there always is one."""
+        return self.autoscaling.wake_s if self.autoscaling else None
 
     @property
     def max_replicas(self) -> int:

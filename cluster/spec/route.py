@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from cluster.spec.blend import BlendBase
+from cluster.spec.blend import WeightedSpec
 from cluster.spec.frozen import Frozen
-from cluster.spec.placed import BASE_FOLDER
-from cluster.spec.values import FrozenMapping, Name, Named, Span, Weight, Weights, refuse
-
-
-def _as_tuple(given: Any) -> Any:
-    return tuple(given) if isinstance(given, list) else given
+from cluster.spec.values import (
+    FilePath,
+    FrozenMapping,
+    Listed,
+    Name,
+    Named,
+    Span,
+    Weight,
+    Weights,
+    refuse,
+)
 
 
 class UncertaintyGate(Frozen):
@@ -51,7 +55,7 @@ class KeywordGate(Frozen):
     """The first rule that the prompt's last message matches decides."""
 
     by: Literal["keywords"] = Field(description="keywords")
-    rules: Annotated[tuple[KeywordRule, ...], BeforeValidator(_as_tuple)] = Field(
+    rules: Listed[KeywordRule] = Field(
         description="a list of rules such as [{match: '(?i)psalm', member: kjv}]"
     )
 
@@ -75,7 +79,7 @@ class ExampleGate(Frozen):
 
     by: Literal["examples"] = Field(description="examples")
     ranker: Name = Field(description="the name of a ranker of kind embedding")
-    examples: Named[Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]] = Field(
+    examples: Named[Listed[str]] = Field(
         description="a list of prompts by member, such as {kjv: [A psalm, …]}"
     )
 
@@ -100,7 +104,7 @@ class LearnedGate(Frozen):
     """A trained network over a member's hidden state or over the prompt's embedding."""
 
     by: Literal["learned"] = Field(description="learned")
-    file: str = Field(description="the file that `cuvee gate train` writes")
+    file: FilePath = Field(description="the file that `cuvee gate train` writes")
     reader: Name | None = Field(
         default=None, description="the member whose hidden state it reads, or use ranker instead"
     )
@@ -109,17 +113,6 @@ class LearnedGate(Frozen):
         validate_default=True,
         description="the name of a ranker of kind embedding, or use reader instead",
     )
-
-    @field_validator("file")
-    @classmethod
-    def _absolute(cls, file: str, info: ValidationInfo) -> str:
-        path = Path(file).expanduser()
-        base = (info.context or {}).get(BASE_FOLDER)
-        if path.is_absolute():
-            return str(path)
-        if base is None:
-            raise refuse("expected an absolute path: there is no file to start from here")
-        return str((Path(base) / path).resolve())
 
     @field_validator("ranker")
     @classmethod
@@ -146,7 +139,7 @@ GATES: dict[str, type[Frozen]] = {
 }
 
 
-class RouteSpec(BlendBase):
+class RouteSpec(WeightedSpec):
     """A gate decides at the beginning of each span, or from the prompt, who speaks."""
 
     parameter_names: ClassVar[tuple[str, ...]] = ("threshold", "top", "price")

@@ -5,10 +5,11 @@ Each check raises `refuse(...)`, whose text is shown as it is after "got …; ".
 
 from __future__ import annotations
 
-import ipaddress
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
@@ -16,11 +17,14 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     WrapSerializer,
 )
 from pydantic_core import PydanticCustomError
 
 REFUSED = "cuvee_refused"  # the type of our own pydantic errors; their message is meant for people
+
+BASE_FOLDER = "base_folder"  # key of the validation context: where relative paths start
 
 MIN_KV_MEMORY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 40
@@ -119,17 +123,19 @@ def _check_weights(weights: Mapping[str, float]) -> Mapping[str, float]:
     return weights
 
 
-def _check_host(host: str) -> str:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise refuse(
-            "expected a loopback address such as 127.0.0.1: this version has no authentication, "
-            "so it serves this machine only; put an authenticating proxy in front of it"
-        )
-    return host
+def _as_tuple(given: Any) -> Any:
+    return tuple(given) if isinstance(given, list) else given
+
+
+def absolute(path: str, info: ValidationInfo) -> str:
+    """The path as it is known everywhere: a relative one starts from the file's own folder."""
+    given = Path(path).expanduser()
+    if given.is_absolute():
+        return str(given)
+    base = (info.context or {}).get(BASE_FOLDER)
+    if base is None:
+        raise refuse("expected an absolute path: there is no file to start from here")
+    return os.path.normpath(Path(base) / given)  # not resolved: links may be moved, as mounts do
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
@@ -138,8 +144,9 @@ Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Named = Annotated[Mapping[Name, V], AfterValidator(FrozenMapping), WrapSerializer(_plain)]
 Keyed = Annotated[Mapping[str, V], AfterValidator(FrozenMapping), WrapSerializer(_plain)]
 Weights = Annotated[Named[Weight], AfterValidator(_check_weights)]
+Listed = Annotated[tuple[V, ...], BeforeValidator(_as_tuple)]  # files have lists
 Bytes = Annotated[int, BeforeValidator(_check_size)]
-Host = Annotated[str, AfterValidator(_check_host)]
+FilePath = Annotated[str, AfterValidator(absolute)]
 Span = Annotated[
     Literal["token", "word", "sentence", "response"] | int, BeforeValidator(_check_span)
 ]

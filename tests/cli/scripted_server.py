@@ -88,6 +88,7 @@ class Script:
     pieces: list[pb.StreamGenerateResponse] = field(default_factory=list)
     error: CuveeError | None = None
     error_after: int = 0  # pieces that come before the error
+    lose_after: int | None = None  # pieces that come before the server is lost, once
     interrupt_after: int | None = None  # pieces that come before Ctrl-C is pressed
     painted: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     cancelled: threading.Event = field(default_factory=threading.Event)  # a call, by its caller
@@ -107,6 +108,12 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
         if self._script.interrupt_after is not None:
             yield from self._interrupted(context)
             return
+        if self._script.lose_after is not None:
+            yield pb.StreamGenerateResponse(start=pb.Start(blend="duo", blend_revision="abc123"))
+            yield from self._script.pieces[: self._script.lose_after]
+            self._script.pieces = self._script.pieces[self._script.lose_after :]
+            self._script.lose_after = None
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         error = self._script.error
         yield from self._script.pieces[: self._script.error_after if error else None]
         if error:

@@ -57,10 +57,25 @@ def test_every_option_reaches_the_server(script: Script, cuvee: Cuvee) -> None:
     )
 
 
-def test_what_is_not_given_is_left_to_the_server(script: Script, cuvee: Cuvee) -> None:
+def test_a_router_lost_on_the_way_leaves_no_trace_in_the_text(script: Script, cuvee: Cuvee) -> None:
+    script.pieces = make_pieces(("ann", b"It"), ("bob", b" is"), ("ann", b" so"))
+    script.lose_after = 2
+    result = cuvee("generate", "Hello", "--seed", "7")
+    assert (result.exit_code, result.stdout) == (0, "It is so\n")
+    first, second = script.requests
+    assert not first.HasField("resumption")
+    assert [token.bytes for token in second.resumption.tokens] == [b"It", b" is"]
+    assert second.resumption.blend_revision == "abc123"
+    assert second.sampling.seed == first.sampling.seed == 7
+    assert "over 2 streams" in result.stderr
+
+
+def test_what_is_not_given_is_left_to_the_server_but_for_the_seed(
+    script: Script, cuvee: Cuvee
+) -> None:
     cuvee("generate", "Hello")
     request = script.requests[0]
-    assert not request.sampling.ListFields()
+    assert [name.name for name, _ in request.sampling.ListFields()] == ["seed"]
     assert not request.stopping.ListFields()
     assert not request.overrides.ListFields()
 

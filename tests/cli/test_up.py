@@ -22,7 +22,6 @@ from cluster.cli.main import app
 from cluster.errors import InvalidRequest
 from cluster.spec import ClusterSpec, parse_spec
 from deployments.demo import only_blends
-from deployments.local import is_serving
 from deployments.machine import check_port_is_free
 from deployments.processes import await_end, descendants
 from deployments.progress import StartProgress
@@ -143,10 +142,6 @@ def test_a_port_in_use_is_refused_even_where_it_may_be_shared() -> None:
             check_port_is_free("127.0.0.1", port)
     assert refused.value.reason == "PORT_TAKEN"
     check_port_is_free("127.0.0.1", port)
-
-
-def test_nobody_serves_on_a_closed_port() -> None:
-    assert not is_serving("127.0.0.1:1")
 
 
 def test_the_demo_leaves_out_members_it_does_not_show(spec: ClusterSpec) -> None:

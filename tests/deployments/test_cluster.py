@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+import cluster.client
 from cuvee.v1 import generation_pb2 as pb
+from deployments.stages import ROUTER
 
 from .conftest import HAS_SMOLLM2, Client, Reply
 
@@ -108,6 +110,27 @@ def test_a_ranker_killed_is_asked_again(client: Client) -> None:
     scores = [proposal.score for proposal in before.outcome.proposals]
     assert [p.score for p in after.outcome.proposals] == pytest.approx(scores, abs=1e-5)
     assert victim not in client.processes("ranker-alike")
+
+
+def test_a_router_killed_in_mid_stream_leaves_no_trace_in_the_text(client: Client) -> None:
+    options: Any = {"blend": "tokens", "seed": 7, "max_tokens": 400, "ignore_eos": True}
+    (victim,) = client.processes(ROUTER)
+    with cluster.client.Client(client.cluster.address) as survivor:
+        undisturbed = survivor.generate("It is a truth", **options)
+        pieces = []
+        with survivor.stream("It is a truth", **options) as stream:
+            for piece in stream:
+                pieces.append(piece)
+                if len(pieces) == 20:
+                    os.kill(victim, signal.SIGKILL)
+        assert stream.num_streams > 1
+    assert "".join(piece.text for piece in pieces) == undisturbed.text
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert [t.position for t in tokens] == list(range(400))
+    assert [(t.member, t.id) for t in tokens] == [(t.member, t.id) for t in undisturbed.tokens]
+    assert victim not in client.processes(ROUTER)
+    request = pb.CountTokensRequest(blend="tokens", prompt="It is")
+    client.stub.CountTokens(request, wait_for_ready=True, timeout=60)  # as all others find it again
 
 
 def test_proposals_survive_the_loss_of_a_replica(client: Client) -> None:

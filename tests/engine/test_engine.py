@@ -197,10 +197,10 @@ def test_works_wait_while_the_pool_is_full() -> None:
     for work in works:
         engine.submit(work)
     step(engine, results)
-    assert engine.load() == EngineLoad(3, 1, 2, 4, 1)
+    assert engine.load() == EngineLoad(3, 1, 2, 4, 1, 3)
     while engine.has_work():
         step(engine, results)
-    assert engine.load() == EngineLoad(3, 0, 0, 4, 4)
+    assert engine.load() == EngineLoad(3, 0, 0, 4, 4, 4)
     for work in works:
         assert results[work.sequence].ids == expected(work.tokens, 4)
 
@@ -307,7 +307,7 @@ def test_closing_frees_everything_without_a_word() -> None:
     engine.step()
     engine.close(sequence)
     assert engine.step() == []
-    assert engine.load() == EngineLoad(0, 0, 0, 4, 4)
+    assert engine.load() == EngineLoad(0, 0, 0, 4, 4, 0)
     assert not engine.has_work()
     with pytest.raises(NotFound):
         engine.submit(Work(sequence, 0, [1], Prefill()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 
 from cluster.engine.engine import Engine
 from cluster.engine.thread import EngineThread
-from cluster.engine.types import Output, Work, WorkEnd
+from cluster.engine.types import EngineTimes, Output, Work, WorkEnd
 
 from .factories import greedy, make_fake_engine
 
@@ -106,3 +107,29 @@ def test_a_report_that_fails_does_not_end_the_thread() -> None:
     ends = [reported.get(timeout=TIMEOUT_S).end for _ in range(2)]
     thread.stop()
     assert ends == [None, WorkEnd.DONE]
+
+
+def test_times_count_the_steps_and_the_works_in_them() -> None:
+    """A clock that ticks once at each look: every step takes one second."""
+    ticks = itertools.count()
+    engine = make_fake_engine(num_pages=4)
+    ended: queue.Queue[Output] = queue.Queue()
+    thread = EngineThread(
+        engine,
+        lambda outputs: [ended.put(output) for output in outputs if output.end] and None,
+        clock=lambda: float(next(ticks)),
+    )
+    for first in (0, 20):  # the pool has room for one of them at a time
+        thread.submit(Work(thread.open(), 0, range(first, first + 10), greedy(4)))
+    thread.start()
+    for _ in range(2):
+        assert ended.get(timeout=TIMEOUT_S).end is WorkEnd.DONE
+    thread.stop()
+    num_steps = engine.counts.forward_passes
+    assert num_steps == 8
+    assert thread.times == EngineTimes(busy_s=8, working_s=4 * 2 + 4, waiting_s=4)
+
+
+def test_an_idle_engine_has_no_times(running: Running) -> None:
+    running.thread.open()
+    assert running.thread.times == EngineTimes()

@@ -15,6 +15,7 @@ from cluster.members import wire
 from cluster.members.base import Draw, Event, Failed, RunEnd, Step, StepEvent
 from cluster.members.exchange import Exchange
 from cluster.members.leases import LeaseGrant
+from cluster.members.seat import Seat
 from cluster.members.server import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
@@ -158,7 +159,7 @@ async def test_cancels_and_closes_take_effect_on_the_other_side() -> None:
     news: asyncio.Queue[Event] = asyncio.Queue()
     async with served() as line:
         lease = await line.lease()
-        async with seated(lease, start_of()) as other:
+        async with seated(await line.lease(), start_of()) as other:
             channel = lease.transport.open(start_of("another"), news.put_nowait)
             channel.step(Step(0, Draw(0, 100_000)))
             while not (isinstance(event := await news.get(), StepEvent) and event.tokens):
@@ -167,9 +168,9 @@ async def test_cancels_and_closes_take_effect_on_the_other_side() -> None:
             while not (isinstance(event := await news.get(), StepEvent) and event.end):
                 pass
             assert event.end is RunEnd.CANCELLED
-            assert line.num_held == (1, 2)
+            assert line.num_held == (2, 2)
             channel.close()
-            while line.num_held != (1, 1):
+            while line.num_held != (2, 1):
                 await asyncio.sleep(0.005)
             assert (await run(other, SHORT)).end is RunEnd.COMPLETE
 
@@ -262,3 +263,14 @@ async def test_tokens_of_one_pass_travel_in_one_message() -> None:
         num_passes = engine_counts.forward_passes - num_passes
         assert 20 <= num_passes < 40
         assert line.pool.counts.messages_received - before <= num_passes
+
+
+async def test_a_lease_has_room_for_one_sequence_at_a_time() -> None:
+    async with served() as line:
+        lease = await line.lease()
+        first = Seat(lease)
+        await first.open(start_of())
+        with pytest.raises(InternalError, match="one sequence at a time"):
+            await Seat(lease).open(start_of())
+        assert (await run(first, SHORT)).end is RunEnd.COMPLETE
+        await first.close()

@@ -76,6 +76,26 @@ async def test_a_silent_replica_is_noticed(peer: Any) -> None:
         await pool.close()
 
 
+async def test_who_falls_silent_is_reported_and_who_leaves_is_not() -> None:
+    silent: list[str] = []
+    async with served() as line, mute_server() as address:
+        pool = ExchangePool(on_silence=silent.append)
+        info = line.server.replica.info
+        grant = LeaseGrant(address, "lease", b"secret", info)
+        with pytest.raises(ReplicaLost, match="silent"):
+            async with seated(GrantedLease(pool, grant), start_of()):
+                pass
+        assert silent == [address]
+        held = line.server.lease()
+        async with seated(GrantedLease(pool, await anext(held)), start_of()) as seat:
+            await line.server.stop()
+            with pytest.raises(ReplicaLost):
+                await run(seat, Step(0, Draw(0, 3)))
+        assert silent == [address]
+        await held.aclose()
+        await pool.close()
+
+
 async def test_a_silent_router_loses_its_leases_and_sequences() -> None:
     async with served() as line, grpc.aio.insecure_channel(line.server.address) as channel:
         held = line.server.lease()

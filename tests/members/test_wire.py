@@ -107,7 +107,8 @@ unbordered = st.builds(
     retake=st.booleans(),
     whole_characters=st.booleans(),
 )
-ranks = st.builds(Rank, small, small, st.lists(small), st.booleans(), st.booleans(), small)
+flags = st.booleans()
+ranks = st.builds(Rank, small, small, st.lists(small), flags, flags, small, flags)
 steps = st.builds(
     Step,
     base=small,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import InvalidRequest, Unavailable
+from cluster.blending.mixture import Mixture
+from cluster.errors import InvalidRequest, Overloaded, Unavailable
 from cluster.members.base import Prompt
-from cluster.members.scripted import ScriptedMember, scripted_members
+from cluster.members.scripted import ScriptedLease, ScriptedMember, scripted_members
 from cluster.router.blends import ServedBlend
 from cluster.router.coordinator import Generation
 from cluster.router.plan import make_plan
@@ -40,7 +42,11 @@ def make_members(**changes: Any) -> dict[str, ScriptedMember]:
 
 
 def make_generation(
-    members: Mapping[str, ScriptedMember], span: Any = "token", seed: int = 1, **stopping: Any
+    members: Mapping[str, ScriptedMember],
+    span: Any = "token",
+    seed: int = 1,
+    lease_timeout_s: float = 1,
+    **stopping: Any,
 ) -> Generation:
     spec = MixtureSpec(method="mixture", span=span, members={"low": 1.0, "high": 1.0})
     infos = {name: member.info for name, member in members.items()}
@@ -51,7 +57,7 @@ def make_generation(
         Stopping(**{"max_tokens": NUM_TOKENS} | stopping),
     )
     plan = make_plan(request, ServedBlend("b", spec, "r1", infos), LimitsSpec(), fresh_seed=0)
-    return Generation(plan, members, lease_timeout_s=1)
+    return Generation(plan, members, lease_timeout_s)
 
 
 async def collect(generation: Generation) -> tuple[str, list[ReplyToken], Outcome]:
@@ -61,6 +67,12 @@ async def collect(generation: Generation) -> tuple[str, list[ReplyToken], Outcom
     assert outcome is not None
     text = "".join(update.text for update in updates)
     return text, [token for update in updates for token in update.tokens], outcome
+
+
+def seed_of(speaker: str) -> int:
+    """A seed whose reply, as a whole, that member speaks."""
+    names = ("low", "high")
+    return next(s for s in range(99) if names[Mixture((1, 1), "response", s).speaker(0)] == speaker)
 
 
 SPANS = ["token", 4, "word", "sentence", "response"]
@@ -166,3 +178,66 @@ async def test_a_reply_by_one_member_leases_that_one_only() -> None:
     _, tokens, outcome = await collect(make_generation(members, "response"))
     assert [usage.member for usage in outcome.usage] == [tokens[0].member]
     assert sum(member.num_leased for member in members.values()) == 1
+
+
+class NarrowMember(ScriptedMember):
+    """Its replicas take so many leases together; who asks for more waits."""
+
+    def __init__(self, name: str, alphabet: bytes, room: int) -> None:
+        super().__init__(name, alphabet)
+        self.room = asyncio.Semaphore(room)
+
+    async def lease(self, timeout_s: float, affinity: str = "") -> NarrowLease:
+        """Hold a scripted replica, once there is room."""
+        try:
+            await asyncio.wait_for(self.room.acquire(), timeout_s)
+        except TimeoutError:
+            raise Overloaded("NO_FREE_REPLICA", "no room", retry_delay_s=1) from None
+        self.num_leases += 1
+        return NarrowLease(self, None)
+
+
+class NarrowLease(ScriptedLease):
+    """Makes room when it is given back."""
+
+    async def release(self) -> None:
+        """Give it back."""
+        if self._is_held:
+            assert isinstance(self.member, NarrowMember)
+            self.member.room.release()
+        await super().release()
+
+
+async def test_who_waits_for_one_member_does_not_hold_another_that_others_need() -> None:
+    """One member is full for a long time; replies by the other alone go on meanwhile."""
+    members = {
+        "high": NarrowMember("high", ALPHABETS[1], room=1),
+        "low": NarrowMember("low", ALPHABETS[0], room=0),
+    }
+    both = asyncio.create_task(collect(make_generation(members, lease_timeout_s=8)))
+    while not members["high"].num_leases:
+        await asyncio.sleep(0)
+    alone = make_generation(members, span="response", seed=seed_of("high"), lease_timeout_s=8)
+    assert (await collect(alone))[0]
+    assert not both.done()
+    members["low"].room.release()
+    assert (await both)[0]
+
+
+async def test_all_that_want_two_narrow_members_get_them_in_the_end() -> None:
+    members = {n: NarrowMember(n, ALPHABETS[0], room=1) for n in ("high", "low")}
+    generations = [make_generation(members, seed=seed, lease_timeout_s=30) for seed in range(12)]
+    replies = await asyncio.gather(*(collect(generation) for generation in generations))
+    assert len({text for text, _, _ in replies}) == 12
+    assert [member.num_leases for member in members.values()] == [0, 0]
+
+
+async def test_a_member_that_stays_full_is_told_within_the_time_limit_and_holds_nobody() -> None:
+    members = {
+        "high": NarrowMember("high", ALPHABETS[1], room=1),
+        "low": NarrowMember("low", ALPHABETS[0], room=0),
+    }
+    with pytest.raises(Overloaded, match="no room"):
+        await collect(make_generation(members, lease_timeout_s=1.2))
+    assert [member.num_leases for member in members.values()] == [0, 0]
+    assert not members["high"].room.locked()

@@ -99,6 +99,26 @@ LOGPROB_KIND_MIXTURE: LogprobKind.ValueType  # 2
 """The members' together, as the token was drawn from it."""
 Global___LogprobKind: _TypeAlias = LogprobKind  # noqa: Y015
 
+class _NoticeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NoticeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoticeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOTICE_KIND_UNSPECIFIED: _NoticeKind.ValueType  # 0
+    """Not known."""
+    NOTICE_KIND_MEMBER_GONE: _NoticeKind.ValueType  # 1
+    """A member had no replica left; the reply goes on without it, by the others' weights."""
+
+class NoticeKind(_NoticeKind, metaclass=_NoticeKindEnumTypeWrapper):
+    """What happened to a reply on its way."""
+
+NOTICE_KIND_UNSPECIFIED: NoticeKind.ValueType  # 0
+"""Not known."""
+NOTICE_KIND_MEMBER_GONE: NoticeKind.ValueType  # 1
+"""A member had no replica left; the reply goes on without it, by the others' weights."""
+Global___NoticeKind: _TypeAlias = NoticeKind  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -519,6 +539,82 @@ class OutputFormat(_message.Message):
 Global___OutputFormat: _TypeAlias = OutputFormat  # noqa: Y015
 
 @_typing.final
+class ReceivedToken(_message.Message):
+    """One token of a reply that broke off, as the caller got it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    member: _builtins.str
+    """The member that drew it, as its Token said."""
+    id: _builtins.int
+    """Its id in the member's vocabulary; of blends by bytes, the byte."""
+    bytes: _builtins.bytes
+    """Its raw bytes."""
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberShare]:
+        """The members' weights, as its Token said. What a gate weighed is told of the rest of its span;
+        nothing is drawn by it.
+        """
+
+    def __init__(
+        self,
+        *,
+        member: _builtins.str = ...,
+        id: _builtins.int = ...,
+        bytes: _builtins.bytes = ...,
+        weights: _abc.Iterable[Global___MemberShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "id", b"id", "member", b"member", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceivedToken: _TypeAlias = ReceivedToken  # noqa: Y015
+
+@_typing.final
+class Resumption(_message.Message):
+    """As much of a reply as the caller has. It takes the tokens, so a caller that declined attribution
+    cannot go on, only ask again from the beginning.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    BLEND_REVISION_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
+    blend_revision: _builtins.str
+    """The blend's revision, as its Start said: refused if the blend has changed since. Empty: go on
+    under whatever the blend is now.
+    """
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReceivedToken]:
+        """All of its tokens, in order, from position 0."""
+
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]:
+        """All notices of it, in order: a reply that went on without a member does so here."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___ReceivedToken] | None = ...,
+        blend_revision: _builtins.str = ...,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend_revision", b"blend_revision", "notices", b"notices", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resumption: _TypeAlias = Resumption  # noqa: Y015
+
+@_typing.final
 class GenerateRequest(_message.Message):
     """A request for one reply."""
 
@@ -534,6 +630,7 @@ class GenerateRequest(_message.Message):
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    RESUMPTION_FIELD_NUMBER: _builtins.int
     blend: _builtins.str
     """The blend's name; empty means the server's default blend."""
     prompt: _builtins.str
@@ -566,6 +663,13 @@ class GenerateRequest(_message.Message):
     def format(self) -> Global___OutputFormat:
         """What the whole reply has to match. Default: anything."""
 
+    @_builtins.property
+    def resumption(self) -> Global___Resumption:
+        """Go on with a reply that broke off; all else as it was asked first, and the seed that it had. All
+        numbers still count from the reply's beginning: positions, max_tokens, min_tokens. Only what
+        follows is sent.
+        """
+
     def __init__(
         self,
         *,
@@ -579,10 +683,11 @@ class GenerateRequest(_message.Message):
         conversation_id: _builtins.str = ...,
         overrides: Global___BlendOverrides | None = ...,
         format: Global___OutputFormat | None = ...,
+        resumption: Global___Resumption | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "resumption", b"resumption", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "chat", b"chat", "conversation_id", b"conversation_id", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "chat", b"chat", "conversation_id", b"conversation_id", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "resumption", b"resumption", "sampling", b"sampling", "stopping", b"stopping", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -606,6 +711,7 @@ class StreamGenerateRequest(_message.Message):
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    RESUMPTION_FIELD_NUMBER: _builtins.int
     blend: _builtins.str
     """The blend's name; empty means the server's default blend."""
     prompt: _builtins.str
@@ -638,6 +744,13 @@ class StreamGenerateRequest(_message.Message):
     def format(self) -> Global___OutputFormat:
         """What the whole reply has to match. Default: anything."""
 
+    @_builtins.property
+    def resumption(self) -> Global___Resumption:
+        """Go on with a reply that broke off; all else as it was asked first, and the seed that it had. All
+        numbers still count from the reply's beginning: positions, max_tokens, min_tokens. Only what
+        follows is sent.
+        """
+
     def __init__(
         self,
         *,
@@ -651,10 +764,11 @@ class StreamGenerateRequest(_message.Message):
         conversation_id: _builtins.str = ...,
         overrides: Global___BlendOverrides | None = ...,
         format: Global___OutputFormat | None = ...,
+        resumption: Global___Resumption | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "resumption", b"resumption", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "chat", b"chat", "conversation_id", b"conversation_id", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "chat", b"chat", "conversation_id", b"conversation_id", "format", b"format", "input", b"input", "output", b"output", "overrides", b"overrides", "prompt", b"prompt", "resumption", b"resumption", "sampling", b"sampling", "stopping", b"stopping", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -785,6 +899,40 @@ class Token(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
 
 Global___Token: _TypeAlias = Token  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """Something that happened to a reply on its way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___NoticeKind.ValueType
+    """What."""
+    member: _builtins.str
+    """The member concerned."""
+    position: _builtins.int
+    """The number of the first token of the reply that it concerns."""
+    message: _builtins.str
+    """The same in words."""
+    def __init__(
+        self,
+        *,
+        kind: Global___NoticeKind.ValueType = ...,
+        member: _builtins.str = ...,
+        position: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "member", b"member", "message", b"message", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class MemberUsage(_message.Message):
@@ -964,6 +1112,7 @@ class Outcome(_message.Message):
     PROPOSALS_FIELD_NUMBER: _builtins.int
     LAW_FIELD_NUMBER: _builtins.int
     DROPPED_SHARE_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     stop_string: _builtins.str
@@ -983,7 +1132,7 @@ class Outcome(_message.Message):
     """
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """What it cost."""
+        """What it cost; of a reply that was resumed, what this call has cost."""
 
     @_builtins.property
     def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -992,6 +1141,10 @@ class Outcome(_message.Message):
     @_builtins.property
     def proposals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Proposal]:
         """Where members write whole replies first: all of these, unless attribution was declined."""
+
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]:
+        """What happened to it on its way, in order."""
 
     def __init__(
         self,
@@ -1006,10 +1159,11 @@ class Outcome(_message.Message):
         proposals: _abc.Iterable[Global___Proposal] | None = ...,
         law: Global___Law.ValueType = ...,
         dropped_share: _builtins.float = ...,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "dropped_share", b"dropped_share", "finish_reason", b"finish_reason", "law", b"law", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "dropped_share", b"dropped_share", "finish_reason", b"finish_reason", "law", b"law", "notices", b"notices", "proposals", b"proposals", "seed", b"seed", "stop_string", b"stop_string", "usage", b"usage", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,10 +1217,14 @@ class StreamGenerateResponse(_message.Message):
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this reply in logs and feedback."""
     text_delta: _builtins.str
-    """New text; whole characters only."""
+    """New text; whole characters only. Of a resumed reply it begins after the whole characters of the
+    tokens that the caller has.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """New tokens, unless attribution was declined."""
@@ -1075,6 +1233,14 @@ class StreamGenerateResponse(_message.Message):
     def outcome(self) -> Global___Outcome:
         """How the reply ended; on the last message only."""
 
+    @_builtins.property
+    def start(self) -> Global___Start:
+        """What it takes to go on should this stream break; on the first message only."""
+
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]:
+        """What has happened to the reply before its next token."""
+
     def __init__(
         self,
         *,
@@ -1082,14 +1248,46 @@ class StreamGenerateResponse(_message.Message):
         text_delta: _builtins.str = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         outcome: Global___Outcome | None = ...,
+        start: Global___Start | None = ...,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "request_id", b"request_id", "text_delta", b"text_delta", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notices", b"notices", "outcome", b"outcome", "request_id", b"request_id", "start", b"start", "text_delta", b"text_delta", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamGenerateResponse: _TypeAlias = StreamGenerateResponse  # noqa: Y015
+
+@_typing.final
+class Start(_message.Message):
+    """How a reply begins, as soon as that is decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: _builtins.int
+    BLEND_FIELD_NUMBER: _builtins.int
+    BLEND_REVISION_FIELD_NUMBER: _builtins.int
+    seed: _builtins.int
+    """The seed used."""
+    blend: _builtins.str
+    """The blend that answers."""
+    blend_revision: _builtins.str
+    """The blend's revision: a hash of its members, weights and method."""
+    def __init__(
+        self,
+        *,
+        seed: _builtins.int = ...,
+        blend: _builtins.str = ...,
+        blend_revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "blend_revision", b"blend_revision", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Start: _TypeAlias = Start  # noqa: Y015
 
 @_typing.final
 class ScoreRequest(_message.Message):

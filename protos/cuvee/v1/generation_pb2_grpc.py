@@ -75,7 +75,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """Writes one reply and streams it; the last message alone has an outcome.
+        """Writes one reply and streams it; the first message has a start, the last one alone an outcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

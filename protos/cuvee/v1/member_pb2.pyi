@@ -556,6 +556,7 @@ class Rank(_message.Message):
     IS_WARPED_FIELD_NUMBER: _builtins.int
     NUM_POSITIONS_FIELD_NUMBER: _builtins.int
     WITH_STATE_FIELD_NUMBER: _builtins.int
+    SCORE_NEWS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The number in the reply of the token."""
     num_top: _builtins.int
@@ -568,6 +569,8 @@ class Rank(_message.Message):
     """Report of this many positions, at least 1; `position` is the last one's. One event for each."""
     with_state: _builtins.bool
     """Report the hidden state, too, that the distribution is made from."""
+    score_news: _builtins.bool
+    """Report the log-probabilities of the step's token_ids, found on the way."""
     def __init__(
         self,
         *,
@@ -577,10 +580,11 @@ class Rank(_message.Message):
         is_warped: _builtins.bool = ...,
         num_positions: _builtins.int = ...,
         with_state: _builtins.bool = ...,
+        score_news: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_positions", b"num_positions", "num_top", b"num_top", "position", b"position", "with_state", b"with_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "is_warped", b"is_warped", "num_positions", b"num_positions", "num_top", b"num_top", "position", b"position", "score_news", b"score_news", "with_state", b"with_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
