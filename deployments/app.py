@@ -18,12 +18,12 @@ from cluster.errors import CuveeError
 from cluster.members.sizing import num_leases
 from cluster.spec import ClusterSpec, MemberSpec, PlacedSpec, RankerSpec, RoutersSpec
 from deployments.member import MemberDeployment
+from deployments.placement import ROUTER_CPUS, serve_options
 from deployments.ranker import MAX_RANKINGS, RankerDeployment
 from deployments.router import DRAIN_S, RouterDeployment, user_config_of
 from deployments.scaling import serve_config
 from deployments.stages import MEMBER_PREFIX, RANKER_PREFIX, ROUTER
 
-ROUTER_CPUS = 0.1  # what placement sets aside; a router takes what it needs
 # Serve asks a replica's event loop, which the engine's thread leaves free. Three silences in a row
 # and a frozen one is replaced, after some 20 s; with Serve's own defaults after 90.
 HEALTH_PERIOD_S = 2.0
@@ -71,7 +71,7 @@ def member_app(name: str, member: MemberSpec) -> serve.Application:
         ),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        **_placement(member),
+        **serve_options(member.resources),
         **_num_replicas(member, most_leases),
     )(MemberDeployment)
     return _versioned(deployment, _mapping(member)).bind(name, _mapping(member))
@@ -83,15 +83,10 @@ def ranker_app(name: str, ranker: RankerSpec) -> serve.Application:
         name=RANKER_PREFIX + name,
         max_ongoing_requests=MAX_RANKINGS,
         graceful_shutdown_timeout_s=DRAIN_S,
-        **_placement(ranker),
+        **serve_options(ranker.resources),
         **_num_replicas(ranker, MAX_RANKINGS),
     )(RankerDeployment)
     return _versioned(deployment, _mapping(ranker)).bind(_mapping(ranker))
-
-
-def _placement(placed: PlacedSpec) -> dict[str, Any]:
-    resources = placed.resources
-    return {"ray_actor_options": {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}}
 
 
 def _num_replicas(placed: PlacedSpec, max_calls: int) -> dict[str, Any]:

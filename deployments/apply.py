@@ -20,6 +20,7 @@ from cluster.errors import InvalidRequest, Unavailable
 from cluster.spec import ClusterSpec
 from deployments.local import POLL_S, READY_TIMEOUT_S, Watch, application_details, connect
 from deployments.progress import StartProgress
+from deployments.room import Note, RoomWatch, check_room
 from deployments.stages import APPLICATION, ROUTER, Stage, failure_of, stages_of
 
 _CALL_TIMEOUT_S = 30.0
@@ -44,7 +45,7 @@ class Change:
 def show_applied(spec: ClusterSpec, *, ray_address: str | None, as_json: bool) -> None:
     """Apply, with progress on stderr, and say what became of each blend."""
     with StartProgress(Console(stderr=True)) as progress:
-        changed = apply(spec, ray_address=ray_address, watch=progress.watch)
+        changed = apply(spec, ray_address=ray_address, watch=progress.watch, note=progress.note)
     if as_json:
         print_json(Console(), {"ok": True, "blends": [asdict(change) for change in changed]})
         return
@@ -58,6 +59,7 @@ def apply(
     *,
     ray_address: str | None,
     watch: Watch,
+    note: Note = lambda words: None,
     ready_timeout_s: float = READY_TIMEOUT_S,
 ) -> list[Change]:
     """Serve the spec from the cluster that runs; returns once every router does.
@@ -68,9 +70,11 @@ def apply(
         status = _running()
         before = _spec_of(status)
         spec = spec.model_copy(update={"serving": _serving(before, status["port"], spec)})
+        check_room(_together(spec, before), note)
+        room = RoomWatch(spec, note)
         deadline_s = time.monotonic() + ready_timeout_s
         _deploy(spec, before)
-        _await(lambda: _is_served(spec, watch), spec, deadline_s)
+        _await(lambda: _is_served(spec, watch, room), spec, deadline_s)
         _deploy(spec, spec)  # without those that are gone
         return changes(status["revisions"], _router_status()["revisions"])
 
@@ -163,6 +167,14 @@ def _serving(before: ClusterSpec, port: int, spec: ClusterSpec) -> Any:
     return new.model_copy(update={"host": old.host, "port": old.port})
 
 
+def _together(spec: ClusterSpec, before: ClusterSpec) -> ClusterSpec:
+    """What runs while the one takes over from the other."""
+    members = {**before.members, **spec.members}
+    return spec.model_copy(
+        update={"members": members, "rankers": {**before.rankers, **spec.rankers}}
+    )
+
+
 def _deploy(spec: ClusterSpec, before: ClusterSpec) -> None:
     """Ask Serve for the spec's deployments and for those on their way out."""
     from ray import serve
@@ -174,13 +186,13 @@ def _deploy(spec: ClusterSpec, before: ClusterSpec) -> None:
     serve.run_many([target], wait_for_applications_running=False)
 
 
-def _is_served(spec: ClusterSpec, watch: Watch) -> bool:
+def _is_served(spec: ClusterSpec, watch: Watch, room: RoomWatch) -> bool:
     """Whether each of the routers says that it serves the spec; raises when a member cannot."""
     details = application_details()
     if failure := failure_of(details):
         name, words = failure
         raise Unavailable("MEMBER_FAILED", f"{name} cannot start: {words}")
-    stages = stages_of(details, spec)
+    stages = stages_of(details, spec, room.look(details))
     routers = details.get("deployments", {}).get(ROUTER, {}).get("replicas", ())
     wanted = {replica["replica_id"] for replica in routers}
     served = set()

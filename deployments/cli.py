@@ -112,7 +112,7 @@ def _check_models(spec: ClusterSpec) -> None:
     """Refuse at once what replicas would refuse after a minute."""
     from cluster.errors import CuveeError
     from cluster.gates.file import gate_of
-    from cluster.models.facts import read_vocabulary
+    from cluster.models.facts import check_split, read_facts, read_vocabulary
     from cluster.models.reference import ModelKind
     from cluster.models.resolve import resolve
     from cluster.rankers.facts import read_ranker_config
@@ -123,8 +123,10 @@ def _check_models(spec: ClusterSpec) -> None:
             continue
         try:
             folders[name] = resolve(member.model, member.revision, download=False)
+            if member.num_shards > 1:
+                check_split(read_facts(folders[name]), member.num_shards)
         except CuveeError as error:
-            error.field = f"members.{name}.model"
+            error.field = f"members.{name}.{error.field or 'model'}"
             raise
     for name, ranker in spec.rankers.items():
         if ranker.reference.kind is not ModelKind.HUB:

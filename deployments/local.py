@@ -22,8 +22,9 @@ from typing import Any
 from cluster.access.hosts import address_of
 from cluster.errors import CuveeError, InvalidRequest, Unavailable
 from cluster.spec import ClusterSpec
-from deployments.machine import check_gpus, check_port_is_free, num_cpus_needed
+from deployments.machine import check_port_is_free, num_cpus_needed
 from deployments.processes import Process, await_end, descendants, sigterm_kept
+from deployments.room import Note, RoomWatch, check_room
 from deployments.stages import APPLICATION, RAY, ROUTER, Stage, failure_of, ranker_part, stages_of
 
 OBJECT_STORE_BYTES = 80_000_000  # tokens do not pass through it
@@ -59,6 +60,7 @@ class LocalCluster:
         ray_address: str | None = None,
         num_gpus: float | None = None,
         watch: Watch = lambda stages: None,
+        note: Note = lambda words: None,
         ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
         self.spec = spec
@@ -68,6 +70,8 @@ class LocalCluster:
         self._ray_address = ray_address
         self._num_gpus = num_gpus
         self._watch = watch
+        self._note = note
+        self._room = RoomWatch(spec, note)
         self._ready_timeout_s = ready_timeout_s
         self._others = descendants()  # children that are not ours to end
         self._started: set[Process] = set()
@@ -112,6 +116,11 @@ class LocalCluster:
         await_end(self._started, EXIT_GRACE_S)
         self._started.clear()
 
+    def look_at_room(self) -> None:
+        """Note replicas that lost their place, as when a node is gone, and wait for another."""
+        with contextlib.suppress(Exception):  # whatever Ray is going through now, it is not ours
+            self._room.look(application_details())
+
     def _drain(self) -> None:
         """Let Serve end our deployments in good order, for as long as there is a Ray to do it.
 
@@ -146,7 +155,7 @@ class LocalCluster:
         self._note_processes()
 
     def _start_ray(self) -> None:
-        _set_environment()  # first of all: to count what is needed imports Ray
+        set_environment()  # first of all: to count what is needed imports Ray
         options: dict[str, Any] = {"address": self._ray_address}
         if not self._ray_address:
             options = {
@@ -158,14 +167,12 @@ class LocalCluster:
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
         address_info = connect(options)
-        import ray
         from ray import serve
 
         self._is_connected = True
         self.ray_address = address_info.get("gcs_address") or ""
         self.log_folder = os.path.join(address_info.get("session_dir") or "", "logs")
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        check_gpus(self.spec, resources.get("GPU", 0.0))
+        check_room(self.spec, self._note)
         serve.start(proxy_location="Disabled")
 
     def _deploy(self) -> Any:
@@ -191,7 +198,8 @@ class LocalCluster:
         deadline_s = time.monotonic() + self._ready_timeout_s
         while True:
             details = application_details()
-            stages = stages_of(details, self.spec)
+            no_room = self._room.look(details)
+            stages = stages_of(details, self.spec, no_room)
             self._report({RAY: Stage.READY, **stages})
             if failure := failure_of(details):
                 name, words = failure
@@ -204,11 +212,11 @@ class LocalCluster:
                     return
             if time.monotonic() > deadline_s:
                 waiting = [name for name, stage in stages.items() if stage is not Stage.READY]
-                raise Unavailable(
-                    "NOT_READY",
+                words = (
                     f"not ready after {self._ready_timeout_s:g} s; "
-                    f"waiting for {', '.join(waiting) or f'an answer from {self.address}'}",
+                    f"waiting for {', '.join(waiting) or f'an answer from {self.address}'}"
                 )
+                raise Unavailable("NOT_READY", "; ".join([words, *no_room.values()]))
             time.sleep(POLL_S)
 
     def _report(self, stages: Mapping[str, Stage]) -> None:
@@ -217,7 +225,7 @@ class LocalCluster:
         self._watch({**waiting, **stages})
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     """What Ray reads when it is imported, and never again."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -225,7 +233,7 @@ def _set_environment() -> None:
 
 def connect(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Start Ray or join one that runs, quietly; gives where it is. Raises Unavailable."""
-    _set_environment()
+    set_environment()
     import ray
     from ray import serve  # noqa: F401  # it sets its logger's level when it is imported
 

@@ -1,4 +1,4 @@
-"""What a spec needs of one machine: a free port, room for its processes, GPUs."""
+"""What a spec needs of one machine: a free port, room for its processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 
 from cluster.errors import InvalidRequest
 from cluster.spec import ClusterSpec
+from deployments.placement import ROUTER_CPUS
 
 
 def check_port_is_free(host: str, port: int) -> None:
@@ -31,22 +32,8 @@ def num_cpus_needed(spec: ClusterSpec) -> int:
 
     And at least one per process: Ray starts so many ahead of need, and no more at one time.
     """
-    from deployments.app import ROUTER_CPUS
-
     models = (*spec.members.values(), *spec.rankers.values())
     asked = math.fsum(model.resources.num_cpus * model.max_replicas for model in models)
     routers = spec.serving.routers
     num_replicas = sum(max(1, model.min_replicas) for model in models) + routers.min
     return max(math.ceil(asked + ROUTER_CPUS * routers.max - 1e-9), num_replicas + 1)
-
-
-def check_gpus(spec: ClusterSpec, num_gpus: float) -> None:
-    """Refuse what would wait for ever."""
-    models = (*spec.members.values(), *spec.rankers.values())
-    asked = math.fsum(model.resources.num_gpus * model.min_replicas for model in models)
-    if asked > num_gpus + 1e-9:
-        raise InvalidRequest(
-            "TOO_FEW_GPUS",
-            f"replicas ask for {asked:g} GPUs, and Ray has {num_gpus:g} here",
-            field="resources.num_gpus",
-        )

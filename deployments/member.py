@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,7 +26,8 @@ class MemberDeployment:
         # Here, since it brings torch along: the driver and the router do without.
         from cluster.members.build import build_replica
 
-        self._replica = await build_replica(name, MemberSpec.model_validate(spec))
+        parsed = MemberSpec.model_validate(spec)
+        self._replica = await build_replica(name, parsed, on_lost=_end_at_once)
         self._server = MemberServer(self._replica)
         self._gauge = self._server.gauge()
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -52,12 +55,21 @@ class MemberDeployment:
         return self._server.state()
 
     def check_health(self) -> None:
-        """Raise when the engine's thread is gone: Serve then replaces the replica."""
+        """Raise when the engine is gone: Serve then replaces the replica."""
         if not self._replica.is_alive:
-            raise InternalError("ENGINE_DEAD", "the engine's thread has ended")
+            raise InternalError("ENGINE_DEAD", "the engine has ended")
 
     async def __del__(self) -> None:
         """Serve awaits this after the last lease has ended."""
         if hasattr(self, "_server"):
             await self._server.stop()
             self._replica.stop()
+
+
+def _end_at_once() -> None:
+    """Of a replica over several devices one has failed: a pass may hang now, for ever.
+
+    Routers see the exchange break and go on with another replica; Serve starts a new one.
+    """
+    logging.shutdown()
+    os._exit(1)

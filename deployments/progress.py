@@ -52,6 +52,10 @@ class StartProgress:
         """Since the beginning."""
         return self._clock() - self._start_s
 
+    def note(self, words: str) -> None:
+        """A line that stays."""
+        self._console.print(f"! {words}", markup=False, highlight=False, soft_wrap=True)
+
     def watch(self, stages: Mapping[str, Stage]) -> None:
         """Show what has changed."""
         width = max(len(_TITLES.get(part, part)) for part in stages)

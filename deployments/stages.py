@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from enum import Enum
 from typing import Any
 
@@ -25,20 +25,28 @@ class Stage(Enum):
 
     WAITING = "waiting"  # for its turn
     STARTING = "starting"  # its process
+    PLACING = "no room"  # on any node for now
     LOADING = "loading"  # its model
     READY = "ready"
 
 
-def stages_of(details: Mapping[str, Any], spec: ClusterSpec) -> dict[str, Stage]:
-    """By member, ranker and for the router: the stage of the furthest replica."""
+def stages_of(
+    details: Mapping[str, Any], spec: ClusterSpec, waiting: Container[str] = ()
+) -> dict[str, Stage]:
+    """By member, ranker and for the router: the stage of the furthest replica.
+
+    `waiting` are Serve deployments with replicas for which no node has room.
+    """
     deployments = details.get("deployments", {})
     names = {name: MEMBER_PREFIX + name for name in spec.members}
     names |= {ranker_part(name): RANKER_PREFIX + name for name in spec.rankers}
     names[ROUTER] = ROUTER
-    return {
+    stages = {
         part: _stage(deployments.get(deployment, {}).get("replicas", ()))
         for part, deployment in names.items()
     }
+    placing = {part for part in stages if names[part] in waiting and stages[part] is Stage.STARTING}
+    return stages | dict.fromkeys(placing, Stage.PLACING)
 
 
 def failure_of(details: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from cluster.spec import ClusterSpec, ServingSpec
 from deployments.local import LocalCluster
 from deployments.progress import StartProgress
 
+_LOOK_S = 5.0
 _EXAMPLE = "It is a truth"
 
 
@@ -32,7 +33,7 @@ def serve_until_stopped(
         else:
             _print_ready(Console(), cluster, start_s)
         sys.stdout.flush()
-        wait_for_stop()
+        wait_for_stop(cluster.look_at_room)
 
 
 @contextmanager
@@ -50,7 +51,11 @@ def started(
     console = Console(stderr=True)
     with StartProgress(console) as progress:
         cluster = LocalCluster(
-            spec, ray_address=ray_address, num_gpus=num_gpus, watch=progress.watch
+            spec,
+            ray_address=ray_address,
+            num_gpus=num_gpus,
+            watch=progress.watch,
+            note=progress.note,
         )
         try:
             cluster.__enter__()
@@ -72,10 +77,11 @@ def started(
                 cluster.stop(drain=False)
 
 
-def wait_for_stop() -> None:
-    """Until Ctrl-C or SIGTERM."""
+def wait_for_stop(look: Callable[[], None] = lambda: None) -> None:
+    """Until Ctrl-C or SIGTERM; looks after things now and then."""
     with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
+        while not threading.Event().wait(_LOOK_S):
+            look()
 
 
 def call_lines(cluster: LocalCluster) -> list[str]:

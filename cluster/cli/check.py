@@ -276,6 +276,7 @@ def _member_mapping(member: MemberReport) -> dict[str, Any]:
         "num_full_generations": member.num_generations,
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
+        "num_shards": member.spec.num_shards,
         "min_replicas": member.spec.min_replicas,
         "max_replicas": member.spec.max_replicas,
     }

@@ -15,6 +15,7 @@ from cluster.gates.file import gate_of
 from cluster.models.facts import (
     MemoryNeed,
     ModelFacts,
+    check_split,
     default_kv_memory,
     max_leases,
     memory_need,
@@ -82,6 +83,7 @@ def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
         try:
             folder = resolve(member.model, member.revision, download=False)
             facts = read_facts(folder)
+            check_split(facts, member.num_shards)
             if folder not in vocabularies:
                 vocabularies[folder] = read_vocabulary(folder)
             vocabulary = vocabularies[folder]
@@ -120,12 +122,17 @@ def _member_report(
     device = "cuda" if spec.resources.num_gpus else "cpu"
     kv_memory_bytes = spec.kv_memory_bytes
     if kv_memory_bytes is None and (free_bytes := free_memory_bytes(device)) is not None:
+        num_devices = spec.num_shards if device == "cuda" else 1
         kv_memory_bytes = default_kv_memory(
-            facts, spec.dtype, device=device, free_bytes=free_bytes, max_context=spec.max_context
+            facts,
+            spec.dtype,
+            device=device,
+            free_bytes=free_bytes * num_devices,
+            max_context=spec.max_context,
         )
     need, num_generations = None, None
     if kv_memory_bytes is not None:
-        need = memory_need(facts, spec.dtype, kv_memory_bytes)
+        need = memory_need(facts, spec.dtype, kv_memory_bytes, spec.num_shards)
         num_generations = max_leases(
             facts, spec.dtype, kv_memory_bytes=kv_memory_bytes, max_context=spec.max_context
         )

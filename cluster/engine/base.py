@@ -53,6 +53,11 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether passes can be run; once False, False for ever."""
+        ...
+
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Feed all chunks in one pass: logits [sum of num_logits, vocab_size], in chunk order."""
         ...
@@ -67,6 +72,10 @@ class Runner(Protocol):
 
     def drop(self, sequence: int) -> None:
         """Free what the sequence holds besides its pages."""
+        ...
+
+    def close(self) -> None:
+        """End what it started; it is not used after."""
         ...
 
 

@@ -38,6 +38,7 @@ class CachedRunner:
     """Carries out `Runner` with one cache per sequence."""
 
     shares_rows = False
+    is_alive = True
     states = None
     page_size = _PAGE_SIZE
 
@@ -83,6 +84,9 @@ class CachedRunner:
 
     def drop(self, sequence: int) -> None:
         self._states.pop(sequence, None)
+
+    def close(self) -> None:
+        """Nothing was started."""
 
     def _feed(self, chunk: Chunk) -> Tensor:
         """Logits [num_logits, vocab_size] of one chunk."""

@@ -64,6 +64,11 @@ class Engine:
     def max_context(self) -> int:
         return self._runner.max_context
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether works can still be carried out."""
+        return self._runner.is_alive
+
     def open(self) -> int:
         """A new sequence, empty."""
         return self._inbox.open()
@@ -125,6 +130,10 @@ class Engine:
         """Fail all works under way; the engine can go on with new ones."""
         outputs = self._take_requests()
         return self._inbox.of_open(outputs + self._give_up(Plan(), error))
+
+    def shut_down(self) -> None:
+        """End what the runner started; no step comes after."""
+        self._runner.close()
 
     def check_integrity(self) -> None:
         """Assert what must hold between steps."""

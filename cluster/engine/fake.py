@@ -28,6 +28,7 @@ class FakeRunner:
     """Carries out `Runner` over a list of token ids, one per slot."""
 
     shares_rows = True
+    is_alive = True
     states = None
 
     def __init__(
@@ -74,6 +75,9 @@ class FakeRunner:
 
     def drop(self, sequence: int) -> None:
         pass
+
+    def close(self) -> None:
+        """Nothing was started."""
 
     def _slot(self, chunk: Chunk, position: int) -> int:
         return chunk.pages[position // self.page_size] * self.page_size + position % self.page_size

@@ -10,12 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from cluster.engine.base import Runner, vocab_size_of
 from cluster.engine.cached import CachedRunner
 from cluster.engine.check import check_runner, make_sequences, num_check_pages, plain_logits
 from cluster.engine.engine import Engine
 from cluster.engine.runner import PagedRunner, use_paged_attention
+from cluster.engine.shards import Loading
+from cluster.engine.split import share_of, split_runner
 from cluster.errors import InvalidRequest, NotFound, Unsupported
 
 _PAGE_SIZE = {"cpu": 16, "cuda": 256}  # the flash kernel's paged keys want multiples of 256
@@ -49,26 +52,56 @@ def load_engine(
     page_size: int | None = None,
     max_batch_tokens: int | None = None,
     num_ids: int | None = None,
+    num_shards: int = 1,
+    on_lost: Callable[[], None] = lambda: None,
 ) -> Engine:
     """An engine for the model in a local folder: configuration and safetensors, nothing else.
 
-    `num_ids` is how many ids the tokenizer knows; without it, all that the model can read.
+    `num_ids` is how many ids the tokenizer knows; without it, all that the model can read. With
+    `num_shards` above 1, the model and `kv_memory_bytes` are split over so many devices, and
+    `on_lost` is called when one of them fails, on any thread.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     place = find_device(device)
-    runner = load_runner(
-        folder,
-        dtype=dtype,
-        device=place,
-        kv_memory_bytes=kv_memory_bytes,
-        max_context=max_context,
-        page_size=page_size,
-    )
+    runner: Runner
+    if num_shards > 1:
+        loading = Loading(
+            folder=folder,
+            dtype=dtype,
+            device=place.type,
+            kv_memory_bytes=share_of(kv_memory_bytes, num_shards),
+            max_context=max_context,
+            num_threads=num_threads,
+            page_size=page_size,
+        )
+        runner = split_runner(loading, num_shards, load_shard, on_lost)
+    else:
+        runner = load_runner(
+            folder,
+            dtype=dtype,
+            device=place,
+            kv_memory_bytes=kv_memory_bytes,
+            max_context=max_context,
+            page_size=page_size,
+        )
     return Engine(
         runner,
         num_ids=num_ids,
         max_batch_tokens=max_batch_tokens or _MAX_BATCH_TOKENS[place.type],
+    )
+
+
+def load_shard(loading: Loading, device: torch.device, num_shards: int) -> Runner:
+    """This process's part of a split model; all shards load at the same time."""
+    return load_runner(
+        loading.folder,
+        dtype=loading.dtype,
+        device=device,
+        kv_memory_bytes=loading.kv_memory_bytes,
+        max_context=loading.max_context,
+        page_size=loading.page_size,
+        num_shards=num_shards,
     )
 
 
@@ -80,14 +113,19 @@ def load_runner(
     kv_memory_bytes: int | None,
     max_context: int | None,
     page_size: int | None,
+    num_shards: int = 1,
 ) -> Runner:
-    """The fastest runner that gives this model's own logits; refuses a model that none fits."""
-    loaded = _load(folder, dtype, device, max_context)
+    """The fastest runner that gives this model's own logits; refuses a model that none fits.
+
+    With `num_shards` above 1 this process loads its part, and the others must do so as well.
+    """
+    loaded = _load(folder, dtype, device, max_context, num_shards)
     size = page_size or _PAGE_SIZE[device.type]
     attempts: dict[str, Callable[[], Runner]] = {
         "paged attention": lambda: _paged_runner(loaded, size, kv_memory_bytes, varlen=False),
-        "its own cache": lambda: _cached_runner(loaded, kv_memory_bytes),
     }
+    if num_shards == 1:  # what a model caches by itself is not known to be split
+        attempts["its own cache"] = lambda: _cached_runner(loaded, kv_memory_bytes)
     if device.type == "cuda":
         flash = {"flash": lambda: _paged_runner(loaded, size, kv_memory_bytes, varlen=True)}
         attempts = flash | attempts
@@ -145,12 +183,15 @@ def _cached_runner(loaded: _Loaded, kv_memory_bytes: int | None) -> CachedRunner
     return runner
 
 
-def _load(folder: Path, dtype: str, device: torch.device, max_context: int | None) -> _Loaded:
+def _load(
+    folder: Path, dtype: str, device: torch.device, max_context: int | None, num_shards: int
+) -> _Loaded:
     """Weights from safetensors only, no code from the folder, nothing from the network."""
     if not (folder / "config.json").is_file():
         raise NotFound("MODEL_FOLDER", f"{folder} is not a model folder: it has no config.json")
     if dtype not in {"auto", *_DTYPES}:
         raise InvalidRequest("DTYPE", f"{dtype}: use auto, {', '.join(_DTYPES)}", field="dtype")
+    split = {"distributed_config": DistributedConfig(tp_size=num_shards)} if num_shards > 1 else {}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         wanted = _DTYPES.get(dtype) or _auto_dtype(config, device)
@@ -161,11 +202,13 @@ def _load(folder: Path, dtype: str, device: torch.device, max_context: int | Non
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            **split,
         )
     except (OSError, ValueError) as problem:
         raise InvalidRequest("MODEL_FOLDER", f"{folder}: {problem}", field="folder") from problem
-    torch.nn.Module.to(model, device)
-    _align(model)
+    if num_shards == 1:  # parts of weights lie where they belong, in memory of their own
+        torch.nn.Module.to(model, device)
+        _align(model)
     limit = _context_limit(config.get_text_config())
     if max_context is not None and not 1 < max_context <= limit:
         message = f"{max_context}: this model takes 2 to {limit} tokens"

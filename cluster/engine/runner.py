@@ -82,6 +82,7 @@ class PagedRunner:
     """Carries out `Runner` with rows in pages."""
 
     shares_rows = True
+    is_alive = True
 
     def __init__(
         self,
@@ -139,3 +140,6 @@ class PagedRunner:
 
     def drop(self, sequence: int) -> None:
         """Everything a sequence has lies in its pages."""
+
+    def close(self) -> None:
+        """Nothing was started."""

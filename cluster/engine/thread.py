@@ -44,10 +44,11 @@ class EngineThread:
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
+        self._engine.shut_down()
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self._engine.is_alive
 
     def load(self) -> EngineLoad:
         """How busy the engine is now."""

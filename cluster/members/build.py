@@ -11,16 +11,22 @@ from cluster.engine.thread import EngineThread
 from cluster.engine.types import Output
 from cluster.members.base import MemberInfo
 from cluster.members.replica import Replica
-from cluster.models.facts import default_kv_memory, read_facts
+from cluster.models.facts import check_split, default_kv_memory, read_facts
 from cluster.models.machine import device_of, free_memory_bytes
 from cluster.models.resolve import resolve
 from cluster.spec import MemberSpec
 from cluster.text.member import MemberText
 
 
-async def build_replica(name: str, spec: MemberSpec) -> Replica:
-    """Load a member's model off the event loop and start its engine."""
-    engine, text = await asyncio.to_thread(_load, spec)
+async def build_replica(
+    name: str, spec: MemberSpec, on_lost: Callable[[], None] = lambda: None
+) -> Replica:
+    """Load a member's model off the event loop and start its engine.
+
+    `on_lost` is called, on any thread, when one of several devices fails: the replica is of no
+    more use then.
+    """
+    engine, text = await asyncio.to_thread(_load, spec, on_lost)
     info = MemberInfo(
         member=name,
         model=spec.model,
@@ -37,9 +43,10 @@ async def build_replica(name: str, spec: MemberSpec) -> Replica:
     return Replica(info, text, start)
 
 
-def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
+def _load(spec: MemberSpec, on_lost: Callable[[], None]) -> tuple[Engine, MemberText]:
     folder = resolve(spec.model, spec.revision, download=True)
     facts = read_facts(folder)  # first, since it has the clearest words for what cannot be served
+    check_split(facts, spec.num_shards)
     text = MemberText.load(folder)
     device = device_of(spec)
     kv_memory_bytes = spec.kv_memory_bytes
@@ -49,7 +56,7 @@ def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
             facts,
             spec.dtype,
             device=device,
-            free_bytes=free_bytes,
+            free_bytes=free_bytes * (spec.num_shards if device == "cuda" else 1),
             max_context=spec.max_context,
         )
     engine = load_engine(
@@ -58,7 +65,9 @@ def _load(spec: MemberSpec) -> tuple[Engine, MemberText]:
         device=device,
         kv_memory_bytes=kv_memory_bytes,
         max_context=spec.max_context,
-        num_threads=max(1, round(spec.resources.num_cpus)),
+        num_threads=max(1, round(spec.resources.num_cpus / spec.num_shards)),
         num_ids=text.vocabulary.size,
+        num_shards=spec.num_shards,
+        on_lost=on_lost,
     )
     return engine, text

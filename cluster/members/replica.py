@@ -49,7 +49,7 @@ class Replica:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine's thread runs."""
+        """Whether the engine can carry out works."""
         return self.engine.is_alive
 
     def stop(self) -> None:

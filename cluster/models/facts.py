@@ -7,6 +7,7 @@ widest layer counts for all. Activations are not counted; they are small beside 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class ModelFacts:
     num_layers: int
     kv_values_per_token: int  # numbers cached per token, over all layers
     has_chat_template: bool
+    num_split_heads: int  # key-value heads that devices can share out; 0: it cannot be split
 
     def dtype(self, asked: str) -> str:
         return self.default_dtype if asked == "auto" else asked
@@ -84,6 +86,7 @@ def read_facts(folder: Path) -> ModelFacts:
         num_layers=num_layers,
         kv_values_per_token=num_layers * _kv_values_per_layer(text, folder),
         has_chat_template=_has_chat_template(folder),
+        num_split_heads=_num_split_heads(text),
     )
 
 
@@ -92,9 +95,26 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary.load(load_tokenizer(folder))
 
 
-def memory_need(facts: ModelFacts, dtype: str, kv_memory_bytes: int) -> MemoryNeed:
-    """What one replica will hold."""
-    return MemoryNeed(facts.weight_bytes(dtype), kv_memory_bytes)
+def check_split(facts: ModelFacts, num_shards: int) -> None:
+    """Refuse a split over devices that would not give each its share of every attention layer."""
+    if num_shards == 1 or (facts.num_split_heads and facts.num_split_heads % num_shards == 0):
+        return
+    words = f"{facts.architecture} has no plan for splitting its attention; expected 1 device"
+    if most := facts.num_split_heads:
+        fitting = [str(num) for num in range(1, most + 1) if most % num == 0]
+        words = (
+            f"its {most} key-value heads cannot be shared out to {num_shards} devices alike; "
+            f"expected num_gpus or tensor_parallel to be one of {', '.join(fitting)}"
+        )
+    raise Unsupported("NOT_SPLITTABLE", words, field="tensor_parallel")
+
+
+def memory_need(
+    facts: ModelFacts, dtype: str, kv_memory_bytes: int, num_shards: int = 1
+) -> MemoryNeed:
+    """What one replica will hold, on all its devices together."""
+    weights_bytes = facts.weight_bytes(dtype)
+    return MemoryNeed(weights_bytes, kv_memory_bytes, PROCESS_BYTES * num_shards)
 
 
 def default_kv_memory(
@@ -155,12 +175,28 @@ def _kv_values_per_layer(text: Any, folder: Path) -> int:
 
 def _kv_values(layer: Any) -> int:
     num_heads = getattr(layer, "num_attention_heads", None) or 0
-    num_kv_heads = getattr(layer, "num_key_value_heads", None) or num_heads
     hidden_size = getattr(layer, "hidden_size", 0)
     head_size = getattr(layer, "head_dim", None) or hidden_size // max(num_heads, 1)
     key_size = getattr(layer, "qk_head_dim", None) or head_size  # latent attention, decompressed
     value_size = getattr(layer, "v_head_dim", None) or head_size
-    return int(num_kv_heads * (key_size + value_size))
+    return int(_num_kv_heads(layer) * (key_size + value_size))
+
+
+def _num_kv_heads(layer: Any) -> int:
+    num_heads = getattr(layer, "num_attention_heads", None) or 0
+    return int(getattr(layer, "num_key_value_heads", None) or num_heads)
+
+
+def _num_split_heads(text: Any) -> int:
+    """Of models whose plan gives each device whole heads: queries, keys and values alike."""
+    plan = getattr(text, "base_model_tp_plan", None) or {}
+    styles = {
+        rule.rpartition(".")[2]: style for rule, style in plan.items() if ".self_attn." in rule
+    }
+    if any(styles.get(name) != "colwise" for name in ("q_proj", "k_proj", "v_proj")):
+        return 0
+    layers = getattr(text, "per_layer_config", None) or [text]
+    return math.gcd(*(_num_kv_heads(layer) for layer in layers))
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from cluster.spec.placed import PlacedSpec
-from cluster.spec.values import Bytes
+from cluster.spec.values import Bytes, refuse
 
 
 class MemberSpec(PlacedSpec):
@@ -28,3 +28,24 @@ class MemberSpec(PlacedSpec):
         description="what a token costs that it processes, against a key's limits and share: "
         "a number of at least 0, such as its billions of parameters",
     )
+    tensor_parallel: int | None = Field(
+        default=None,
+        ge=1,
+        validate_default=True,  # for the check against resources
+        description="devices that share a replica's weights and cache; left out, num_gpus",
+    )
+
+    @property
+    def num_shards(self) -> int:
+        """How many devices one replica is split over."""
+        return self.tensor_parallel or max(1, int(self.resources.num_gpus))
+
+    @field_validator("tensor_parallel")
+    @classmethod
+    def _a_gpu_each(cls, num_shards: int | None, info: ValidationInfo) -> int | None:
+        resources = info.data.get("resources")
+        if num_shards is None or resources is None or resources.num_gpus == 0:
+            return num_shards
+        if num_shards != max(1, resources.num_gpus):
+            raise refuse(f"expected num_gpus: {num_shards} with it, a GPU for each part")
+        return num_shards

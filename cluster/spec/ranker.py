@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from cluster.spec.placed import PlacedSpec
+from cluster.spec.placed import PlacedSpec, ResourcesSpec
 from cluster.spec.templates import check_template
 from cluster.spec.values import refuse
 
@@ -26,6 +26,13 @@ class RankerSpec(PlacedSpec):
         default=None,
         description="a Jinja template with prompt, first and second, for kind pairwise",
     )
+
+    @field_validator("resources")
+    @classmethod
+    def _at_most_one_gpu(cls, resources: ResourcesSpec) -> ResourcesSpec:
+        if resources.num_gpus > 1:
+            raise refuse("expected num_gpus of at most 1: rankers are not split over GPUs")
+        return resources
 
     @field_validator("template")
     @classmethod

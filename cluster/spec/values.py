@@ -140,7 +140,9 @@ def absolute(path: str, info: ValidationInfo) -> str:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Named = Annotated[Mapping[Name, V], AfterValidator(FrozenMapping), WrapSerializer(_plain)]
+Keyed = Annotated[Mapping[str, V], AfterValidator(FrozenMapping), WrapSerializer(_plain)]
 Weights = Annotated[Named[Weight], AfterValidator(_check_weights)]
 Listed = Annotated[tuple[V, ...], BeforeValidator(_as_tuple)]  # files have lists
 Bytes = Annotated[int, BeforeValidator(_check_size)]

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from cluster.cli.check import check
+from cluster.models.facts import PROCESS_BYTES
 
 Check = Callable[..., tuple[int, str]]
 
@@ -198,3 +199,15 @@ def test_blends_by_bytes_are_named_so_and_not_warned_of_their_tokens(run: Check)
     code, out = run(f"{A}, {C}", "mix: {method: ensemble, members: {a: 1, c: 1}}")
     assert code == 1
     assert "expected one, or unit: byte, or method mixture" in out
+
+
+def test_a_split_over_devices_is_checked_and_counted(run: Check) -> None:
+    members = "a: {model: ./a, kv_memory: 1MiB, tensor_parallel: 2, resources: {num_cpus: 0.1}}"
+    code, split = run(f"{members}, {B}", AB, as_json=True)
+    assert code == 0
+    assert [split["members"][name]["num_shards"] for name in "ab"] == [2, 1]
+    difference = split["members"]["a"]["total_bytes"] - split["members"]["b"]["total_bytes"]
+    assert difference == PROCESS_BYTES  # and neither weights nor cache twice
+    code, printed = run(f"{members.replace('parallel: 2', 'parallel: 3')}, {B}", AB)
+    assert code == 1
+    assert "its 4 key-value heads cannot be shared out to 3 devices" in " ".join(printed.split())

@@ -22,9 +22,10 @@ from cluster.cli.main import app
 from cluster.errors import InvalidRequest
 from cluster.spec import ClusterSpec, parse_spec
 from deployments.demo import only_blends
-from deployments.machine import check_gpus, check_port_is_free
+from deployments.machine import check_port_is_free
 from deployments.processes import await_end, descendants
 from deployments.progress import StartProgress
+from deployments.room import RoomWatch
 from deployments.stages import RAY, ROUTER, Stage, failure_of, stages_of
 
 SPEC = """
@@ -81,6 +82,30 @@ def test_a_replica_loads_once_its_process_is_there(spec: ClusterSpec) -> None:
     }
 
 
+def test_a_replica_without_room_says_so_until_another_is_further(spec: ClusterSpec) -> None:
+    found = stages_of(
+        details(
+            member_a=replicas(("STARTING", None)),
+            member_b=replicas(("STARTING", None), ("RUNNING", 12)),
+        ),
+        spec,
+        {"member-a", "member-b"},
+    )
+    assert (found["a"], found["b"]) == (Stage.PLACING, Stage.READY)
+
+
+def test_what_waits_for_room_is_noted_once_until_all_replicas_run(spec: ClusterSpec) -> None:
+    notes: list[str] = []
+    waits = iter([{}, {"member-b": "b waits"}, {}, {"member-b": "b waits"}, {}, {}])
+    watch = RoomWatch(spec, notes.append, lambda spec, details: next(waits))
+    pending = details(member_b=replicas(("STARTING", None)) | {"target_num_replicas": 1})
+    for _ in range(5):
+        watch.look(pending)
+    assert notes == ["no room for now: b waits"]
+    watch.look(details(member_b=replicas(("RUNNING", 12)) | {"target_num_replicas": 1}))
+    assert notes[1:] == ["member-b has all its replicas"]
+
+
 def test_nothing_deployed_yet_is_waiting_and_no_failure(spec: ClusterSpec) -> None:
     assert set(stages_of({}, spec).values()) == {Stage.WAITING}
     assert failure_of({}) is None
@@ -119,12 +144,6 @@ def test_a_port_in_use_is_refused_even_where_it_may_be_shared() -> None:
     check_port_is_free("127.0.0.1", port)
 
 
-def test_gpus_that_are_not_there_are_refused(spec: ClusterSpec) -> None:
-    check_gpus(spec, 0.5)
-    with pytest.raises(InvalidRequest, match=r"0\.5 GPUs, and Ray has 0"):
-        check_gpus(spec, 0)
-
-
 def test_the_demo_leaves_out_members_it_does_not_show(spec: ClusterSpec) -> None:
     trimmed = only_blends(spec, ("two",))
     assert list(trimmed.members) == ["a", "b"]
@@ -160,6 +179,19 @@ def test_a_missing_model_is_told_before_anything_starts(tmp_path: Path) -> None:
     answer = json.loads(result.stdout)
     assert answer["reason"] == "MODEL_NOT_FOUND"
     assert answer["field"] == "members.a.model"
+
+
+def test_a_split_that_cannot_be_is_told_before_anything_starts(tmp_path: Path) -> None:
+    file = tmp_path / "blend.yaml"
+    file.write_text(
+        "version: 1\n"
+        "members: {a: {model: embedded:tiny-kjv, tensor_parallel: 3}}\n"
+        "blends: {one: {method: mixture, members: {a: 1}}}\n"
+    )
+    result = CliRunner().invoke(app, ["up", str(file), "--json"])
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert (answer["reason"], answer["field"]) == ("NOT_SPLITTABLE", "members.a.tensor_parallel")
 
 
 def test_an_exact_blend_of_different_vocabularies_is_told_before_anything_starts(

@@ -196,7 +196,12 @@ def test_the_error_carries_field_and_line_of_the_first_problem() -> None:
         ("replicas: true", "expected a whole number"),
         ("device: cuda", "expected num_gpus above 0 with device: cuda"),
         ("device: cpu, resources: {num_gpus: 1}", "expected num_gpus: 0 with device: cpu"),
-        ("resources: {num_gpus: 2}", "a share of one GPU"),
+        ("resources: {num_gpus: 1.5}", "a share of one GPU between 0 and 1, or a whole number"),
+        ("resources: {num_gpus: 2}, tensor_parallel: 3", "expected num_gpus: 3 with it"),
+        ("resources: {accelerator_type: L4}", "expected num_gpus above 0 with accelerator_type"),
+        ("resources: {custom: {GPU: 1}}", "expected no GPU: num_gpus says that"),
+        ("resources: {custom: {disk: 0}}", "expected amounts above 0"),
+        ("resources: {max_per_node: 0}", "got 0; expected replicas of it on one node at most"),
         ("resources: {num_cpus: 1e-3}", "before an e, it wants a dot: 1.0e-3"),
     ],
 )

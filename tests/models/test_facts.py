@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+)
 
 from cluster.errors import Unsupported
 from cluster.models.facts import (
     PROCESS_BYTES,
     ModelFacts,
+    check_split,
     default_kv_memory,
     max_leases,
     memory_need,
@@ -154,3 +162,32 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unsupported) as caught:
         read_vocabulary(tmp_path)
     assert caught.value.reason == "TOKENIZER_UNUSABLE"
+
+
+@pytest.mark.parametrize(
+    ("config", "num_heads"),
+    [
+        (LlamaConfig(**LLAMA), 2),
+        (GEMMA3, 1),
+        (GPT2, 0),  # has no plan
+        (Phi3Config(**LLAMA, pad_token_id=0), 0),  # keys and queries in one matrix: not shared out
+    ],
+    ids=["llama", "gemma3", "gpt2", "phi3"],
+)
+def test_whole_heads_are_shared_out_or_none(
+    tmp_path: Path, config: PreTrainedConfig, num_heads: int
+) -> None:
+    _, facts = saved(tmp_path, config)
+    assert facts.num_split_heads == num_heads
+    check_split(facts, 1)
+    if num_heads > 1:
+        check_split(facts, num_heads)
+    with pytest.raises(Unsupported, match="expected") as refused:
+        check_split(facts, 3)
+    assert (refused.value.reason, refused.value.field) == ("NOT_SPLITTABLE", "tensor_parallel")
+
+
+def test_a_split_replica_has_as_many_processes_and_the_same_weights(tmp_path: Path) -> None:
+    _, facts = saved(tmp_path, LlamaConfig(**LLAMA))
+    one, two = (memory_need(facts, "auto", 1 << 20, num) for num in (1, 2))
+    assert two.total_bytes - one.total_bytes == PROCESS_BYTES
