@@ -191,7 +191,7 @@ class Recall:
             if verdict is Verdict.KEEP_AND_STOP:
                 self.is_over = True
                 return
-        self.is_over = end < len(plan.received)  # it was cut short: its member was gone
+        self.is_over = bool(self._losses)  # it was cut short: a member was gone
 
     def _weigh(self, gate: Routed, speech: Speech, last: Recalled) -> None:
         """By the last weights: who is drawn again at a border goes on in the same run here."""
