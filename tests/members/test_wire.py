@@ -18,10 +18,13 @@ from cluster.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
+    MemberGone,
     NotFound,
     Overloaded,
+    PermissionDenied,
     ReplicaLost,
     SpecError,
+    Unauthenticated,
     Unavailable,
     Unsupported,
 )
@@ -58,7 +61,10 @@ ARRIVES_AS = {
     InternalError: InternalError,
     NotFound: InternalError,  # from here on: nothing that a replica could mean for the client
     Unavailable: InternalError,
+    MemberGone: InternalError,
     DeadlineExceeded: InternalError,
+    Unauthenticated: InternalError,
+    PermissionDenied: InternalError,
     CuveeError: InternalError,
 }
 
@@ -155,6 +161,8 @@ def make_error(kind: type[CuveeError]) -> CuveeError:
         given["field"] = "the.field"
     if "retry_delay_s" in parameters:
         given["retry_delay_s"] = 1.0
+    if "member" in parameters:
+        given["member"] = "austen"
     return kind(**given)
 
 
