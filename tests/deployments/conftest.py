@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from cluster.spec import parse_spec
+from cuvee.v1 import admin_pb2, admin_pb2_grpc, generation_pb2_grpc
 from cuvee.v1 import generation_pb2 as pb
-from cuvee.v1 import generation_pb2_grpc
 from deployments.local import LocalCluster, application_details
 from deployments.stages import MEMBER_PREFIX
 from tests.rankers.checkpoints import make_ranker
@@ -89,6 +89,11 @@ class Client:
             members += [token.member for token in piece.tokens]
             on_token(len(members))
         return Reply("".join(p.text_delta for p in pieces), members, pieces[-1].outcome)
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        """How the cluster is."""
+        stub = admin_pb2_grpc.AdminServiceStub(self._channel)
+        return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=60)
 
     def replicas(self, member: str) -> Mapping[int, str]:
         """Serve's replicas of a member: process id to state."""

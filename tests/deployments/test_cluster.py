@@ -103,6 +103,44 @@ def test_a_replica_killed_in_mid_stream_leaves_no_trace_in_the_text(
     assert victim not in client.replicas("austen")
 
 
+def test_status_tells_of_replicas_in_processes_of_their_own(client: Client) -> None:
+    await_replicas(client, "austen", 2)
+    with ThreadPoolExecutor(1) as pool:
+        talking = threading.Event()
+        fields: dict[str, Any] = {"blend": "tokens", **LONG, **sampling(9)}
+        reply = pool.submit(client.stream, lambda num: talking.set(), **fields)
+        talking.wait(60)
+        during = {member.member: member for member in client.status().members}
+        reply.result()
+    assert len({replica.address for replica in during["austen"].replicas}) == 2
+    assert sum(replica.leases for replica in during["austen"].replicas) == 1
+    assert sum(replica.leases for replica in during["bytes"].replicas) == 0
+    blend = {blend.blend: blend for blend in client.status().blends}["tokens"]
+    assert blend.replies >= 1
+    assert sum(share.drawn_share for share in blend.shares) == pytest.approx(1)
+
+
+def test_turns_of_a_conversation_return_to_the_replica_that_read_the_last_one(
+    client: Client,
+) -> None:
+    """Of two replicas, one has the beginning; at random, half of the second turns would miss it."""
+    await_replicas(client, "austen", 2)
+    cached, prompts = 0, 0
+    for number in range(8):
+        fields: dict[str, Any] = {
+            "blend": "tokens",
+            "overrides": {"member": "austen"},
+            "conversation_id": f"conversation {number}",
+            "stopping": {"max_tokens": 8, "ignore_eos": True},
+        }
+        prompt = f"{number} It is a truth universally acknowledged " * 6
+        first = client.stream(prompt=prompt, **fields)
+        second = client.stream(prompt=prompt + first.text, **fields)
+        (usage,) = second.outcome.usage.members
+        cached, prompts = cached + usage.cached_tokens, prompts + usage.prompt_tokens
+    assert cached >= 0.7 * prompts
+
+
 def test_a_ranker_killed_is_asked_again(client: Client) -> None:
     before = client.stream(blend="agreed", **sampling(4))
     (victim,) = client.processes("ranker-alike")

@@ -1,0 +1,31 @@
+"""Faults at all levels under load, as `python -m benchmarks.chaos` makes them; a short run of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def test_no_stream_differs_from_its_undisturbed_twin_and_nothing_is_left(tmp_path: Path) -> None:
+    """This seed draws every kind of harm within its first minute; an hour is the command's."""
+    told = tmp_path / "verdict.json"
+    command = [sys.executable, "-m", "benchmarks.chaos", "--seed", "35", "--seconds", "50"]
+    done = subprocess.run(
+        [*command, "--streams", "24", "--json", str(told)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.exists(), done.stderr[-4000:]
+    verdict = json.loads(told.read_text())
+    assert verdict["is_good"], json.dumps(verdict, indent=1)
+    assert done.returncode == 0
+    assert sum(verdict["harm"].values()) >= 8
+    assert verdict["taken_over"] > 0
+    assert sum(verdict["finished"].values()) > 24
