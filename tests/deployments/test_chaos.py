@@ -1,4 +1,4 @@
-"""Faults at all levels under load, as `python -m benchmarks.chaos` makes them; a short run of it."""
+"""Faults at all levels under load, by `python -m benchmarks.chaos`: a short run of it."""
 
 from __future__ import annotations
 

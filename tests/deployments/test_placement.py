@@ -25,7 +25,7 @@ def test_what_can_never_be_placed_is_refused_within_seconds(found: dict[str, Any
     refused = found["refused"]
     assert len(refused) == 5
     for seconds, words, field in refused.values():
-        assert seconds < 5
+        assert seconds < 30  # and not after the minutes for which others wait
         assert words.startswith("member 'a' asks for ")
         assert field == "members.a.resources"
     assert "5 fit." in refused["one GPU cannot be two shares of 0.6"][1]
