@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import grpc
 
 from cluster.errors import ReplicaLost
-from cluster.members import packed, wire
+from cluster.members import news, packed, wire
 from cluster.members.base import Emit, Event, Failed, Opened, SequenceStart, Step, Tokens
 from cluster.members.guard import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cluster.members.leases import LeaseGrant
@@ -149,9 +149,9 @@ class Exchange:
             for opened in response.opened:
                 self._emit(opened.sequence, Opened(opened.prompt_tokens, opened.prompt_digest))
             for event in response.events:
-                self._emit(event.sequence, wire.step_event_from_proto(event))
+                self._emit(event.sequence, news.step_event_from_proto(event))
             for failed in response.failed:
-                self._emit(failed.sequence, wire.failed_from_proto(failed))
+                self._emit(failed.sequence, news.failed_from_proto(failed))
 
     async def _ping(self) -> None:
         loop = asyncio.get_running_loop()

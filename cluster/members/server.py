@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from cluster.errors import CuveeError, InternalError
-from cluster.members import packed, wire
+from cluster.members import news, packed, wire
 from cluster.members.base import Event, Failed, ReplicaState, StepEvent
 from cluster.members.guard import LeaseInterceptor, refuse, shown_lease
 from cluster.members.leases import HeldLease, LeaseGrant, LeaseTable, not_live
@@ -196,7 +196,7 @@ class _Stream:
         sequence.step(step)
 
     def _emit(self, number: int, event: Event) -> None:
-        wire.add_event(self._waiting, number, event)
+        news.add_event(self._waiting, number, event)
         if isinstance(event, StepEvent) and event.distribution is not None:
             self._num_waiting_bytes += packed.num_bytes(event.distribution)
             if self._num_waiting_bytes >= FULL_BYTES:

@@ -14,15 +14,9 @@ from cluster.blending.losing import without
 from cluster.blending.routing import Cascade, Routed
 from cluster.errors import MemberGone, ReplicaLost
 from cluster.members.base import Form, Member, Rank, RunEnd, StepEvent
+from cluster.router.answers import FinishReason, Law, MemberUsage, Outcome, Update
 from cluster.router.notices import Notice, NoticeKind
 from cluster.router.plan import Plan
-from cluster.router.requests import (
-    FinishReason,
-    Law,
-    MemberUsage,
-    Outcome,
-    Update,
-)
 from cluster.router.resuming import (
     Recall,
     Views,

@@ -19,6 +19,7 @@ from cluster.members.base import (
 from cluster.members.metered import MeteredMember
 from cluster.rankers.base import Ranker
 from cluster.router.admission import Admission
+from cluster.router.answers import Score, Start, Update
 from cluster.router.blends import ServedBlend, blend_weights, overridden
 from cluster.router.checks import check_prompt_renders, check_revision
 from cluster.router.coordinator import Generation
@@ -28,14 +29,7 @@ from cluster.router.plan import make_plan
 from cluster.router.proposals import Panel, proposer_weights
 from cluster.router.ranking import Ranking
 from cluster.router.replies import choose, fuse
-from cluster.router.requests import (
-    GenerationRequest,
-    Score,
-    ScoreRequest,
-    Start,
-    Update,
-    check_prompt,
-)
+from cluster.router.requests import GenerationRequest, ScoreRequest, check_prompt
 from cluster.router.served import Served
 from cluster.router.tally import Tally
 from cluster.spec import (

@@ -18,10 +18,11 @@ from cluster.access.hosts import address_of
 from cluster.access.keyring import Keyring
 from cluster.errors import DeadlineExceeded
 from cluster.members.server import MAX_MESSAGE_BYTES
-from cluster.router import convert
+from cluster.router import convert, convert_answers
+from cluster.router.answers import Update
 from cluster.router.core import Router
 from cluster.router.guard import Guard, require
-from cluster.router.requests import GenerationRequest, Update
+from cluster.router.requests import GenerationRequest
 from cluster.router.state import AdminServicer
 from cluster.router.status import ErrorInterceptor
 from cluster.spec import ServingSpec
@@ -71,7 +72,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             pieces: list[str] = []
             async for update in updates:
                 pieces.append(update.text)
-                piece = convert.stream_to_proto(update, "", wanted.output)
+                piece = convert_answers.stream_to_proto(update, "", wanted.output)
                 response.tokens.extend(piece.tokens)
                 response.outcome.MergeFrom(piece.outcome)
         response.text = "".join(pieces)
@@ -86,7 +87,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         async with self._replying(wanted, context) as updates:
             async for update in updates:
                 if _has_news(update, wanted.output.attribution):
-                    yield convert.stream_to_proto(update, request_id, wanted.output)
+                    yield convert_answers.stream_to_proto(update, request_id, wanted.output)
 
     async def Score(  # noqa: N802
         self, request: generation_pb2.ScoreRequest, context: _Context
@@ -94,7 +95,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Measure a continuation."""
         wanted = convert.score_from_proto(request)
         async with self._deadline(context) as limit_s:
-            return convert.score_to_proto(await self._router.score(wanted, limit_s))
+            return convert_answers.score_to_proto(await self._router.score(wanted, limit_s))
 
     async def CountTokens(  # noqa: N802
         self, request: generation_pb2.CountTokensRequest, context: _Context
@@ -158,7 +159,7 @@ class BlendServicer(blend_pb2_grpc.BlendServiceServicer):
 
     def _describe(self, name: str) -> blend_pb2.Blend:
         max_tokens = self._router.spec.limits.max_new_tokens
-        return convert.blend_to_proto(self._router.blend(name), max_tokens)
+        return convert_answers.blend_to_proto(self._router.blend(name), max_tokens)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]

@@ -8,12 +8,13 @@ from dataclasses import replace
 from cluster.blending.base import Learner, Together
 from cluster.errors import InvalidRequest
 from cluster.members.base import Form, Member, ScoreText, SequenceStart, Step, StepToken
+from cluster.router.answers import MemberScore, Score
 from cluster.router.blends import ServedBlend, blend_weights, form_of, overridden, sampling_params
 from cluster.router.checks import check_prompt_is_shared, check_prompt_renders, check_same_member
 from cluster.router.gated_scores import weights_along
 from cluster.router.on_each import Answer, on_each
 from cluster.router.plan import Plan, scoring_plan
-from cluster.router.requests import MemberScore, Score, ScoreRequest
+from cluster.router.requests import ScoreRequest
 from cluster.router.scoring import blend_logprob, evidence_of, has_closed_form, mixture_scores
 from cluster.router.seats import Seats
 from cluster.router.together import combined_next, logprobs_along

@@ -10,18 +10,11 @@ from dataclasses import replace
 from cluster.errors import CuveeError, InvalidRequest, Unsupported
 from cluster.members.base import Member, Prompt
 from cluster.randomness import Purpose, key
+from cluster.router.answers import MemberUsage, Outcome, Proposal, ProposalState, ReplyToken
 from cluster.router.blends import ServedBlend, blend_weights
 from cluster.router.coordinator import Generation
 from cluster.router.plan import Plan, make_plan
-from cluster.router.requests import (
-    GenerationRequest,
-    MemberUsage,
-    Outcome,
-    Overrides,
-    Proposal,
-    ProposalState,
-    ReplyToken,
-)
+from cluster.router.requests import GenerationRequest, Overrides
 from cluster.router.resumption import Resumption
 from cluster.spec import ChooseSpec, LimitsSpec, ProposingSpec
 

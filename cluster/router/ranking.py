@@ -12,8 +12,8 @@ from cluster.engine.types import SamplingParams
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.members.base import Form, Member, Prompt, ScoreText, SequenceStart, Step
 from cluster.rankers.base import Ranker, RankRequest
+from cluster.router.answers import Proposal, ProposalState
 from cluster.router.on_each import all_of, on_each
-from cluster.router.requests import Proposal, ProposalState
 from cluster.spec import ClusterSpec
 from cluster.spec.references import LIKELIHOOD, VOTE
 

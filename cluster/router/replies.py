@@ -9,9 +9,9 @@ from dataclasses import replace
 from cluster.errors import InvalidRequest
 from cluster.members.base import Prompt
 from cluster.rankers.base import last_message
+from cluster.router.answers import Proposal, ProposalState, ReplyToken, Update
 from cluster.router.proposals import Panel
 from cluster.router.ranking import Ranking
-from cluster.router.requests import Proposal, ProposalState, ReplyToken, Update
 from cluster.router.resumption import ReceivedToken, Resumption, not_of_this_reply
 from cluster.spec import ChooseSpec, FuseSpec
 from cluster.spec.templates import render

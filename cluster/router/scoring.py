@@ -9,8 +9,8 @@ from dataclasses import replace
 from cluster.blending.adaptive import Evidence
 from cluster.blending.base import Span
 from cluster.members.base import StepToken
+from cluster.router.answers import MemberScore
 from cluster.router.methods import evidence_for
-from cluster.router.requests import MemberScore
 from cluster.spec import BlendSpec, EnsembleSpec, MixtureSpec, RouteSpec
 
 

@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from cluster.errors import MemberGone, Overloaded, ReplicaLost, Unavailable
 from cluster.members.base import Lease, Member
 from cluster.members.seat import Seat
+from cluster.router.answers import MemberUsage
 from cluster.router.checks import check_prompt_is_shared, check_same_member
 from cluster.router.on_each import all_of
 from cluster.router.plan import Plan
-from cluster.router.requests import MemberUsage
 
 MAX_LOSSES_WITHOUT_PROGRESS = 3  # a prompt that kills every replica it meets is not carried further
 _GONE_POLL_S = 0.1

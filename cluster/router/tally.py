@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from cluster.router.requests import Outcome
+from cluster.router.answers import Outcome
 
 
 @dataclass(slots=True)

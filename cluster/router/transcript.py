@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cluster.members.base import Form, Rank, Step, StepToken
-from cluster.router.requests import ReplyToken, Update
+from cluster.router.answers import ReplyToken, Update
 from cluster.text.stops import StopMatcher
 from cluster.text.utf8 import Utf8Stream
 

@@ -28,7 +28,7 @@ from cluster.errors import (
     Unavailable,
     Unsupported,
 )
-from cluster.members import packed, wire
+from cluster.members import news, packed, wire
 from cluster.members.base import (
     Draw,
     Failed,
@@ -144,14 +144,14 @@ def step_over_the_wire(step: Step) -> Step:
 
 def response_of(event: Any) -> Any:
     response = pb.ExchangeResponse()
-    wire.add_event(response, SEQUENCE, event)
+    news.add_event(response, SEQUENCE, event)
     return sent(response)
 
 
 def error_over_the_wire(error: CuveeError) -> CuveeError:
     (failed,) = response_of(Failed(error)).failed
     assert failed.sequence == SEQUENCE
-    return wire.failed_from_proto(failed).error
+    return news.failed_from_proto(failed).error
 
 
 def make_error(kind: type[CuveeError]) -> CuveeError:
@@ -180,10 +180,10 @@ def test_a_step_arrives(step: Step) -> None:
 def test_events_arrive_in_order(given_events: list[StepEvent]) -> None:
     response = pb.ExchangeResponse()
     for number, event in enumerate(given_events):
-        wire.add_event(response, number, event)
+        news.add_event(response, number, event)
     arrived = sent(response).events
     assert [message.sequence for message in arrived] == list(range(len(given_events)))
-    assert [wire.step_event_from_proto(message) for message in arrived] == given_events
+    assert [news.step_event_from_proto(message) for message in arrived] == given_events
 
 
 @given(small, large)
@@ -200,7 +200,7 @@ def test_a_distribution_arrives_as_32_bit_floats(told: dict[int, float], rest: f
     ids = np.array(sorted(told), dtype=np.int64)
     given_one = Distribution(ids, np.array([told[i] for i in ids.tolist()]), rest)
     (event,) = response_of(StepEvent([], RunEnd.COMPLETE, distribution=given_one)).events
-    arrived = wire.step_event_from_proto(event).distribution
+    arrived = news.step_event_from_proto(event).distribution
     assert arrived is not None
     assert np.array_equal(arrived.ids, given_one.ids)
     assert np.array_equal(arrived.logprobs, given_one.logprobs)
@@ -248,12 +248,12 @@ def test_every_border_has_a_wire_form(border: Border) -> None:
 @pytest.mark.parametrize("end", [None, *RunEnd])
 def test_every_end_of_a_run_has_a_wire_form(end: RunEnd | None) -> None:
     (event,) = response_of(StepEvent([], end)).events
-    assert wire.step_event_from_proto(event).end is end
+    assert news.step_event_from_proto(event).end is end
 
 
 def test_the_wire_has_no_end_or_form_without_a_meaning() -> None:
     for value in pb.RunEnd.values():
-        wire.step_event_from_proto(pb.StepEvent(end=value))
+        news.step_event_from_proto(pb.StepEvent(end=value))
     for form in set(pb.ExchangeForm.values()) - {pb.EXCHANGE_FORM_UNSPECIFIED}:
         wire.start_from_proto(pb.OpenSequence(form=form))
     named = {wire.chat_to_proto((Message(role, ""),)).messages[0].role for role in ROLES}

@@ -18,16 +18,8 @@ from cluster.blending.adaptive import Adaptation, Evidence
 from cluster.errors import InvalidRequest
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
-from cluster.router.requests import (
-    FinishReason,
-    GenerationRequest,
-    Outcome,
-    Overrides,
-    ReplyToken,
-    Sampling,
-    ScoreRequest,
-    Stopping,
-)
+from cluster.router.answers import FinishReason, Outcome, ReplyToken
+from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest, Stopping
 from tests.rig import Rig, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

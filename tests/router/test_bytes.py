@@ -20,14 +20,11 @@ from cluster.blending.warping import Warp, warped
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
+from cluster.router.answers import FinishReason, Law, Outcome, ReplyToken
 from cluster.router.requests import (
-    FinishReason,
     GenerationRequest,
-    Law,
-    Outcome,
     Output,
     Overrides,
-    ReplyToken,
     Sampling,
     ScoreRequest,
     Stopping,

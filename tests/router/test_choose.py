@@ -18,18 +18,8 @@ from cluster.errors import CuveeError, InvalidRequest, Unavailable, Unsupported
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
 from cluster.rankers.base import RankRequest
-from cluster.router.requests import (
-    FinishReason,
-    GenerationRequest,
-    Outcome,
-    Overrides,
-    Proposal,
-    ProposalState,
-    ReplyToken,
-    Sampling,
-    ScoreRequest,
-    Stopping,
-)
+from cluster.router.answers import FinishReason, Outcome, Proposal, ProposalState, ReplyToken
+from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest, Stopping
 from tests.rankers.checkpoints import make_ranker
 from tests.rig import Rig, running
 

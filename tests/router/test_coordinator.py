@@ -15,18 +15,11 @@ from cluster.blending.mixture import Mixture
 from cluster.errors import InvalidRequest, Overloaded, Unavailable
 from cluster.members.base import Prompt
 from cluster.members.scripted import ScriptedLease, ScriptedMember, scripted_members
+from cluster.router.answers import FinishReason, Outcome, ReplyToken, Update
 from cluster.router.blends import ServedBlend
 from cluster.router.coordinator import Generation
 from cluster.router.plan import make_plan
-from cluster.router.requests import (
-    FinishReason,
-    GenerationRequest,
-    Outcome,
-    ReplyToken,
-    Sampling,
-    Stopping,
-    Update,
-)
+from cluster.router.requests import GenerationRequest, Sampling, Stopping
 from cluster.router.seats import MAX_LOSSES_WITHOUT_PROGRESS
 from cluster.spec import LimitsSpec, MixtureSpec
 

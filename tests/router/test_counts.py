@@ -12,7 +12,8 @@ import pytest_asyncio
 
 from cluster.members.base import Prompt
 from cluster.members.exchange import ExchangeCounts
-from cluster.router.requests import GenerationRequest, Outcome, ReplyToken, Sampling, Stopping
+from cluster.router.answers import Outcome, ReplyToken
+from cluster.router.requests import GenerationRequest, Sampling, Stopping
 from tests.rig import Rig, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

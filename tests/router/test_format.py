@@ -25,16 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
-from cluster.router.requests import (
-    FinishReason,
-    GenerationRequest,
-    Outcome,
-    Output,
-    Overrides,
-    ReplyToken,
-    Sampling,
-    Stopping,
-)
+from cluster.router.answers import FinishReason, Outcome, ReplyToken
+from cluster.router.requests import GenerationRequest, Output, Overrides, Sampling, Stopping
 from cluster.text.grammar import OutputFormat
 from cluster.text.member import MemberText
 from tests.reference import warp

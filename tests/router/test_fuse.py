@@ -10,15 +10,8 @@ import pytest_asyncio
 
 from cluster.errors import CuveeError, InvalidRequest
 from cluster.members.base import Prompt
-from cluster.router.requests import (
-    GenerationRequest,
-    Outcome,
-    Overrides,
-    Proposal,
-    ProposalState,
-    Sampling,
-    Stopping,
-)
+from cluster.router.answers import Outcome, Proposal, ProposalState
+from cluster.router.requests import GenerationRequest, Overrides, Sampling, Stopping
 from cluster.spec.replies import FUSE_TEMPLATE
 from cluster.spec.templates import render
 from cluster.text.chat import Message

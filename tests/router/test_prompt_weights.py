@@ -22,15 +22,8 @@ from cluster.blending.adaptive import Adaptation, Evidence
 from cluster.errors import Unsupported
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
-from cluster.router.requests import (
-    GenerationRequest,
-    Outcome,
-    Overrides,
-    ReplyToken,
-    Sampling,
-    ScoreRequest,
-    Stopping,
-)
+from cluster.router.answers import Outcome, ReplyToken
+from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest, Stopping
 from cluster.text.chat import Message
 from tests.rig import Rig, running
 

@@ -9,8 +9,9 @@ import pytest
 
 from cluster.errors import NotFound, Unavailable
 from cluster.members.base import Prompt
+from cluster.router.answers import Outcome, ReplyToken
 from cluster.router.core import Router
-from cluster.router.requests import GenerationRequest, Outcome, ReplyToken, Sampling, Stopping
+from cluster.router.requests import GenerationRequest, Sampling, Stopping
 from cluster.spec import parse_spec
 from cuvee.v1 import blend_pb2
 from tests.rig import SPEC, Rig, running

@@ -11,7 +11,8 @@ import pytest_asyncio
 
 from cluster.members.base import Prompt
 from cluster.members.server import MemberServer
-from cluster.router.requests import GenerationRequest, Outcome, Sampling, Stopping
+from cluster.router.answers import Outcome
+from cluster.router.requests import GenerationRequest, Sampling, Stopping
 from tests.rig import Rig, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -16,15 +16,8 @@ from cluster.blending.gates import Network
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.gates.file import GateInputs, save_gate
 from cluster.members.base import Prompt
-from cluster.router.requests import (
-    FinishReason,
-    GenerationRequest,
-    Outcome,
-    Output,
-    ReplyToken,
-    Sampling,
-    Stopping,
-)
+from cluster.router.answers import FinishReason, Outcome, ReplyToken
+from cluster.router.requests import GenerationRequest, Output, Sampling, Stopping
 from cluster.router.resumption import ReceivedToken, Resumption
 from cluster.spec import parse_spec
 from cluster.text.grammar import OutputFormat

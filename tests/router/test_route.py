@@ -23,15 +23,8 @@ from cluster.gates.file import GateInputs, save_gate
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
 from cluster.rankers.base import RankRequest
-from cluster.router.requests import (
-    GenerationRequest,
-    Outcome,
-    Overrides,
-    ReplyToken,
-    Sampling,
-    ScoreRequest,
-    Stopping,
-)
+from cluster.router.answers import Outcome, ReplyToken
+from cluster.router.requests import GenerationRequest, Overrides, Sampling, ScoreRequest, Stopping
 from cluster.spec import RouteSpec, parse_spec
 from tests.rankers.checkpoints import make_ranker
 from tests.rig import Rig, running

@@ -19,13 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.members.base import Prompt
 from cluster.models.resolve import resolve
+from cluster.router.answers import FinishReason, Outcome, ReplyToken
 from cluster.router.requests import (
-    FinishReason,
     GenerationRequest,
-    Outcome,
     Output,
     Overrides,
-    ReplyToken,
     Sampling,
     ScoreRequest,
     Stopping,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.members.base import Form, StepToken
-from cluster.router.requests import Update
+from cluster.router.answers import Update
 from cluster.router.transcript import Transcript
 
 HARD = "Ünï 漢字 👩‍👩‍👧 e\u0301 \r\n\t  ab"
