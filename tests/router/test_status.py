@@ -21,6 +21,8 @@ def descendants(cls: type[CuveeError]) -> Iterator[type[CuveeError]]:
 def make(cls: type[CuveeError]) -> CuveeError:
     if issubclass(cls, Overloaded):
         return cls("SOME_REASON", "some words", retry_delay_s=1.5)
+    if issubclass(cls, MemberGone):
+        return cls("SOME_REASON", "some words", member="austen")
     return cls("SOME_REASON", "some words")
 
 
