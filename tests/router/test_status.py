@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from cluster.errors import CuveeError, InvalidRequest, NotFound, Overloaded, SpecError
+from cluster.errors import CuveeError, InvalidRequest, MemberGone, NotFound, Overloaded, SpecError
 from cluster.router.status import DOMAIN, STATUS_BY_ERROR, rich_status, status_code
 
 
