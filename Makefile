@@ -32,8 +32,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## Start the cluster on loopback, show a blended reply, stop
 	$(BIN)/cuvee demo
 
-test: check  ## Run all checks, then all tests
-	$(BIN)/pytest
+test: check  ## Run all checks, then all tests: those without a cluster on all cores, by file
+	$(BIN)/pytest -m "not cluster" --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -m cluster
 
 check: setup  ## Run the checks, cheapest first
 	$(BIN)/ruff check .

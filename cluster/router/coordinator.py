@@ -8,12 +8,12 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from cluster.blending.adaptive import AdaptiveMixture
-from cluster.blending.base import Combined, Learner, Method, Run, Together
+from cluster.blending.base import Learner, Method, Run, Together
 from cluster.blending.combined import Mean, Product
 from cluster.blending.losing import without
 from cluster.blending.routing import Cascade, Routed
 from cluster.errors import MemberGone, ReplicaLost
-from cluster.members.base import Form, Member, Rank, RunEnd, StepEvent
+from cluster.members.base import Form, Member, RunEnd, StepEvent
 from cluster.router.answers import FinishReason, Law, MemberUsage, Outcome, Update
 from cluster.router.notices import Notice, NoticeKind
 from cluster.router.plan import Plan
@@ -25,9 +25,10 @@ from cluster.router.resuming import (
     views_of,
     without_lost,
 )
+from cluster.router.seating import ask_gate, sit_down
 from cluster.router.seats import Seats
 from cluster.router.steps import Speech, step_for
-from cluster.router.together import combined_next, drawn_token, told
+from cluster.router.together import LawSoFar, combined_next, drawn_token
 from cluster.router.transcript import Transcript
 
 _FINISHES = {
@@ -48,8 +49,7 @@ class Generation:
         self._losses = deque(plan.losses)
         self._speech: Speech | None = None  # a run that broke off elsewhere, to go on with
         self._dropped = False  # the last run ended at a border, its next token dropped there
-        self._law = Law.EXACT
-        self._dropped_share = 0.0
+        self._law = LawSoFar()
         self._notices = list(plan.losses)
 
     @property
@@ -70,7 +70,7 @@ class Generation:
                 while self._finish is None:
                     try:
                         if not is_seated:
-                            await self._sit_down()
+                            await sit_down(self._plan, self._seats, self._transcript)
                             is_seated = True
                             await self._stand()
                             self._end_if_due()
@@ -115,7 +115,7 @@ class Generation:
         elif plan.received and plan.form is Form.BYTES and isinstance(method, Together):
             now = await combined_next(method, self._seats, self._transcript)
             if now is not None:
-                self._note_law(now)
+                self._law.note(now)
 
     def _recall(self, views: Views) -> Mapping[int, int]:
         """Stand where what the caller has ends; members hear of it as news.
@@ -135,7 +135,7 @@ class Generation:
             for received in plan.received:
                 recall_together(plan, transcript, received)
             if isinstance(method.rule, Mean | Product) and method.rule.num_candidates:
-                self._law = Law.BOUNDED
+                self._law.law = Law.BOUNDED
         return {}
 
     def _go_on_without(self, gone: MemberGone) -> Notice:
@@ -167,8 +167,9 @@ class Generation:
         speech, self._speech = self._speech, None
         if speech is None:
             if isinstance(method, Routed) and not method.is_decided(position):
-                await self._ask_gate(method)
-                if self._finish is not None:
+                fits = await ask_gate(method, self._seats, self._transcript)
+                if not fits:
+                    self._finish = FinishReason.CONTEXT_FULL
                     return
             speech = self._next_speech(method)
         async with aclosing(self._speak(speech)) as updates:
@@ -180,25 +181,15 @@ class Generation:
         run = method.next_run(position, self._plan.max_tokens - position, dropped=self._dropped)
         weights: tuple[tuple[str, float], ...] = ()
         if isinstance(method, AdaptiveMixture | Routed):
-            weights = tuple(self._weights().items())  # before the run tells more
+            weights = tuple(self._plan.weights.items())  # before the run tells more
         return Speech(run, self._transcript.length, weights)
-
-    async def _ask_gate(self, gate: Routed) -> None:
-        """Let it read what its reader makes of all that was said."""
-        position = self._transcript.position
-        rank = Rank(position, num_top=1, with_state=True)
-        *_, answer = await told(gate.reader, rank, self._seats, self._transcript)
-        if answer.end is RunEnd.CONTEXT_FULL:
-            self._finish = FinishReason.CONTEXT_FULL
-            return
-        gate.decide(position, answer.state)
 
     async def _draw_together(self, method: Together) -> Update:
         combined = await combined_next(method, self._seats, self._transcript)
         if combined is None:
             self._finish = FinishReason.CONTEXT_FULL
             return Update()
-        self._note_law(combined)
+        self._law.note(combined)
         plan, position = self._plan, self._transcript.position
         if position < len(plan.received):
             recall_together(plan, self._transcript, plan.received[position])
@@ -264,35 +255,6 @@ class Generation:
             self._plan.method.doubt(self._transcript.position)
         self._finish = _FINISHES.get(end)
 
-    async def _sit_down(self) -> None:
-        method, evidence = self._plan.method, self._plan.evidence
-        if evidence is not None and evidence.reads_prompt:
-            evidence.read_prompt(await self._seats.read_prompt(method.speakers))
-            if isinstance(method, AdaptiveMixture) and not evidence.follows_reply:
-                await self._seats.leave(keep=method.now().speakers)  # no other is needed again
-            return
-        if isinstance(method, Together):
-            first = method.speakers
-        elif isinstance(method, Routed):
-            first = (method.reader,)
-            if method.mixture.span == "response":  # who else sits is not known before
-                if self._plan.received:
-                    known = (self._plan.received[0].member,)
-                    await self._seats.sit_down(known, known)
-                    return
-                await self._seats.sit_down(first, first)
-                await self._ask_gate(method)
-                speakers = method.drawn()
-                if speakers != first:
-                    await self._seats.leave()
-                    await self._seats.sit_down(speakers, speakers)
-                return
-        else:
-            first = (method.next_run(0, self._plan.max_tokens, dropped=False).member,)
-        if self._plan.received:
-            first = method.speakers  # the prompt and what follows are one pass for all
-        await self._seats.sit_down(method.speakers, first)
-
     def _outcome(self, finish: FinishReason | None) -> Outcome:
         assert finish is not None, "a reply ends for a reason"
         return Outcome(
@@ -302,31 +264,9 @@ class Generation:
             blend=self._plan.blend.name,
             revision=self._plan.blend.revision,
             num_tokens=self._transcript.position,
-            weights=self._weights(),
-            law=self._law,
-            dropped_share=self._dropped_share,
+            weights=self._plan.weights,
+            law=self._law.law,
+            dropped_share=self._law.dropped_share,
             usage=self.usage,
             notices=tuple(self._notices),
         )
-
-    def _note_law(self, combined: Combined) -> None:
-        """How exactly the reply so far has the law of its rule."""
-        self._dropped_share = sum(law.dropped for law in combined.told)
-        if self._dropped_share > 0:
-            self._law = Law.APPROXIMATE
-        elif combined.bound > 0:
-            self._law = Law.BOUNDED
-
-    def _weights(self) -> dict[str, float]:
-        """The members' weights now, where they follow the transcript."""
-        method, names, evidence = self._plan.method, self._plan.members, self._plan.evidence
-        if self._plan.decided:
-            return dict(self._plan.decided)
-        if isinstance(method, Routed):
-            weights = method.weights()
-            return dict(zip(names, weights, strict=True)) if weights else {}
-        if evidence is None:
-            return {}
-        if isinstance(method, Together):
-            names = tuple(names[index] for index in method.speakers)
-        return dict(zip(names, evidence.weights(), strict=True))

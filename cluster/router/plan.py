@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from cluster.blending.adaptive import AdaptiveMean, AdaptiveMixture, Evidence
 from cluster.blending.base import Method, Together
+from cluster.blending.routing import Routed
 from cluster.engine.types import SamplingParams
 from cluster.errors import InvalidRequest
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
@@ -57,6 +58,21 @@ class Plan:
         """What its weights follow, if they follow something."""
         rule = self.method.rule if isinstance(self.method, Together) else self.method
         return rule.evidence if isinstance(rule, AdaptiveMixture | AdaptiveMean) else None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The members' weights now, where they follow the transcript or a gate."""
+        method, names, evidence = self.method, self.members, self.evidence
+        if self.decided:
+            return dict(self.decided)
+        if isinstance(method, Routed):
+            found = method.weights()
+            return dict(zip(names, found, strict=True)) if found else {}
+        if evidence is None:
+            return {}
+        if isinstance(method, Together):
+            names = tuple(names[index] for index in method.speakers)
+        return dict(zip(names, evidence.weights(), strict=True))
 
     def start(
         self, info: MemberInfo, *, prefill: bool, score_prompt: bool = False

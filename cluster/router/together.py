@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,12 +14,29 @@ from cluster.distribution import Distribution
 from cluster.errors import ReplicaLost
 from cluster.members.base import Rank, StepEvent, StepToken, TopCandidate
 from cluster.randomness import Purpose, key
+from cluster.router.answers import Law
 from cluster.router.on_each import all_of
 from cluster.router.plan import Plan
 from cluster.router.seats import Seats
 from cluster.router.transcript import Transcript
 
 MAX_TOLD_BYTES = 4 * 1024 * 1024  # of one step's answer
+
+
+@dataclass(slots=True)
+class LawSoFar:
+    """How exactly a reply has the law of its rule."""
+
+    law: Law = Law.EXACT
+    dropped_share: float = 0.0
+
+    def note(self, combined: Combined) -> None:
+        """What its last token was drawn from."""
+        self.dropped_share = sum(law.dropped for law in combined.told)
+        if self.dropped_share > 0:
+            self.law = Law.APPROXIMATE
+        elif combined.bound > 0:
+            self.law = Law.BOUNDED
 
 
 async def combined_next(method: Together, seats: Seats, transcript: Transcript) -> Combined | None:
