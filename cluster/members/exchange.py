@@ -18,12 +18,11 @@ from cluster.members.server import (
     LEASE_ID_KEY,
     LEASE_SECRET_KEY,
     MAX_MESSAGE_BYTES,
+    PING_INTERVAL_S,
     SILENCE_LIMIT_S,
 )
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
-
-_PING_INTERVAL_S = SILENCE_LIMIT_S / 5
 
 
 @dataclass(slots=True)
@@ -156,8 +155,8 @@ class Exchange:
 
     async def _ping(self) -> None:
         loop = asyncio.get_running_loop()
-        while loop.time() - self._last_heard_s < SILENCE_LIMIT_S:
-            await asyncio.sleep(_PING_INTERVAL_S)
+        while (left_s := self._last_heard_s + SILENCE_LIMIT_S - loop.time()) > 0:
+            await asyncio.sleep(min(PING_INTERVAL_S, left_s))
             self.counts.pings_sent += 1
             self._waiting.ping = self.counts.pings_sent
             self._is_waiting.set()

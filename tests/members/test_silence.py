@@ -29,7 +29,7 @@ LIMIT_S = 0.3
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SILENCE_LIMIT_S", LIMIT_S)
     monkeypatch.setattr(exchange, "SILENCE_LIMIT_S", LIMIT_S)
-    monkeypatch.setattr(exchange, "_PING_INTERVAL_S", LIMIT_S / 5)
+    monkeypatch.setattr(exchange, "PING_INTERVAL_S", LIMIT_S / 5)
 
 
 @asynccontextmanager
