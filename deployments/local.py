@@ -146,7 +146,7 @@ class LocalCluster:
         self._note_processes()
 
     def _start_ray(self) -> None:
-        _set_environment()  # first of all: to count what is needed imports Ray
+        set_environment()  # first of all: to count what is needed imports Ray
         options: dict[str, Any] = {"address": self._ray_address}
         if not self._ray_address:
             options = {
@@ -217,7 +217,7 @@ class LocalCluster:
         self._watch({**waiting, **stages})
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     """What Ray reads when it is imported, and never again."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -225,7 +225,7 @@ def _set_environment() -> None:
 
 def connect(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Start Ray or join one that runs, quietly; gives where it is. Raises Unavailable."""
-    _set_environment()
+    set_environment()
     import ray
     from ray import serve  # noqa: F401  # it sets its logger's level when it is imported
 

@@ -14,16 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import grpc
-
 from benchmarks.machine import machine_line
 from benchmarks.markdown import put_fragment
 from benchmarks.soak.load import SPEC, run_load
 from benchmarks.soak.report import Soak, as_markdown, panels_of
 from benchmarks.soak.samples import cluster_processes, held_by
 from benchmarks.timeline import write_timeline
+from cluster.cli.call import Server
 from cluster.spec import parse_spec
-from cuvee.v1 import admin_pb2, admin_pb2_grpc
+from cuvee.v1 import admin_pb2
 from deployments.local import LocalCluster
 
 _SAMPLE_S = 3.0
@@ -75,9 +74,8 @@ def _watch(soak: Soak, clock_s: Callable[[], float]) -> None:
 
 def _note_status(soak: Soak, address: str) -> None:
     """What replicas still hold, and how often one was replaced in a reply."""
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
-        stub = admin_pb2_grpc.AdminServiceStub(channel)
-        status = stub.GetStatus(admin_pb2.GetStatusRequest())
+    with Server(address) as server:
+        status = server.admin.GetStatus(admin_pb2.GetStatusRequest())
     replicas = [replica for member in status.members for replica in member.replicas]
     soak.num_open_leases = sum(replica.leases for replica in replicas)
     soak.num_open_sequences = sum(replica.sequences for replica in replicas)

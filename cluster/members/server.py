@@ -27,9 +27,8 @@ LEASE_ID_KEY = "cuvee-lease-id"
 LEASE_SECRET_KEY = "cuvee-lease-secret-bin"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 FULL_BYTES = 4 * 1024 * 1024  # of distributions; then a message waits for no more
-# A peer that says nothing for so long, not even a ping, is dead. A frozen replica holds its replies up
-# for this time; one taken for dead while it was only slow costs a prefill elsewhere and no token. So
-# the limit is short: a few times what a busy machine was seen to hold an event loop up for.
+# A peer that says nothing for so long, not even a ping, is dead. A frozen replica's replies wait
+# for this time; one taken for dead that was only slow costs a prefill elsewhere, and no token.
 SILENCE_LIMIT_S = 5.0
 PING_INTERVAL_S = 2.0  # routers ping so often, and are answered: two chances within the limit
 
