@@ -30,7 +30,11 @@ serving: {port: PORT}
 """
 STRUCK = "austen"  # the member with a replica on each node; all else fits on the first only
 
-_NODE = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+_NODE = {
+    "include_dashboard": False,
+    "object_store_memory": OBJECT_STORE_BYTES,
+    "dashboard_agent_listen_port": 0,  # any: by itself the first node takes a fixed one
+}
 _POLL_S = 0.1
 _SETTLE_S = 2.0  # by then the router has heard of what Serve knows
 _HEAL_TIMEOUT_S = 180.0
@@ -63,7 +67,7 @@ class Site:
         self.log_folder = Path(cluster.log_folder)
         self._nodes = nodes
         self._second = self._add_node()
-        self.deploy(num_replicas=2)  # not before: on the first node it would leave no room for others
+        self.deploy(num_replicas=2)  # before, they would fill the first node
         self.await_whole()
 
     @property
@@ -139,9 +143,7 @@ def running_site() -> Iterator[Site]:
     set_environment()  # before Ray is imported
     from ray.cluster_utils import Cluster
 
-    # Any free port for its agent: by itself the first node takes a fixed one.
-    first = {"num_cpus": 3, "dashboard_agent_listen_port": None, **_NODE}
-    nodes = Cluster(initialize_head=True, head_node_args=first)
+    nodes: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, **_NODE})
     try:
         with socket.socket() as found:  # a port that stays: a new router is found where the old was
             found.bind(("127.0.0.1", 0))

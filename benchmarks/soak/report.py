@@ -9,6 +9,7 @@ from benchmarks.soak.flatness import Allowance, Trend, trend_of
 from benchmarks.soak.load import NUM_STREAMS, Load
 from benchmarks.soak.samples import Held
 from benchmarks.timeline import Panel
+from deployments.stages import MEMBER_PREFIX
 
 WARM_UP_SHARE = 0.3  # of the run: allocators, caches and tables fill up to their limits
 MEMORY = Allowance(share=0.02, amount=4.0)  # MiB
@@ -98,11 +99,20 @@ def as_markdown(soak: Soak) -> str:
 def panels_of(soak: Soak) -> list[Panel]:
     """What the picture shows."""
 
-    def lines(read: Callable[[Held], float]) -> dict[str, list[tuple[float, float]]]:
-        return {
-            name: [(time_s, read(held)) for time_s, held in samples]
-            for name, samples in soak.samples.items()
-        }
+    members = {
+        name: [(time_s, held.private_mib) for time_s, held in samples]
+        for name, samples in soak.samples.items()
+        if name.startswith(MEMBER_PREFIX)
+    }
+    others = {
+        name: [(time_s, held.private_mib) for time_s, held in samples]
+        for name, samples in soak.samples.items()
+        if name not in members
+    }
+
+    def total(read: Callable[[Held], int]) -> list[tuple[float, float]]:
+        rounds = zip(*soak.samples.values(), strict=True)
+        return [(round_[0][0], sum(read(held) for _, held in round_)) for round_ in rounds]
 
     num_bins = int(soak.seconds / _BIN_S)
     ended = [0] * num_bins
@@ -111,8 +121,9 @@ def panels_of(soak: Soak) -> list[Panel]:
             ended[int(end_s / _BIN_S)] += 1
     rate = [((number + 0.5) * _BIN_S, num / _BIN_S) for number, num in enumerate(ended)]
     return [
-        Panel("private memory, MiB", lines(lambda held: held.private_mib)),
-        Panel("open files", lines(lambda held: held.num_files)),
-        Panel("threads", lines(lambda held: held.num_threads)),
+        Panel("MiB", members),
+        Panel("MiB", others),
+        Panel("open files, all processes", {"": total(lambda held: held.num_files)}),
+        Panel("threads, all processes", {"": total(lambda held: held.num_threads)}),
         Panel("replies per second", {"": rate}),
     ]
