@@ -107,9 +107,9 @@ def _nothing(site: Site, spot: Spot) -> None:
 FAULTS = (
     Fault("killed", "replica killed (SIGKILL)", _kill, _await_another_replica),
     Fault("node", "node killed (its raylet)", _kill_node, _add_node, on_second_node=True),
-    Fault("cut", "connection to the replica cut", _cut, _nothing),
     Fault("frozen", "replica frozen (SIGSTOP)", _freeze, _await_another_replica),
     Fault("router", "router killed", _kill_router, _await_another_router, Notice.CLIENT),
+    Fault("cut", "connection to the replica cut", _cut, _nothing),
     Fault(
         "drained",
         "replica drained by a smaller blend file",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from benchmarks.faults.faults import FAULTS, Notice
+from benchmarks.faults.faults import FAULTS
 from benchmarks.faults.streams import NUM_TOKENS, Wait
 from benchmarks.markdown import table
 
@@ -19,7 +19,7 @@ def as_markdown(machine: str, waits: Mapping[str, Sequence[Wait]]) -> str:
             fault.words,
             str(len(found)),
             spread([wait.noticed_s for wait in found if wait.noticed_s is not None]),
-            "" if fault.notice is Notice.NOBODY else spread([w.next_token_s for w in found]),
+            spread([wait.next_token_s for wait in found if wait.next_token_s is not None]),
             spread([wait.longest_s for wait in found]),
             spread([wait.undisturbed_s for wait in found]),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,8 +39,8 @@ class Wait:
     """What a reader of one reply saw of one fault."""
 
     noticed_s: float | None  # after the fault, by whoever notices this one
-    next_token_s: float  # the fault to the end of the longest wait after it
-    longest_s: float  # between two pieces, from the fault on
+    next_token_s: float | None  # from the fault to the first piece after it was noticed
+    longest_s: float  # between two pieces, from the fault to that piece, or to the reply's end
     undisturbed_s: float  # the longest wait of the same reply without a fault
 
 
@@ -95,17 +96,26 @@ def struck(client: Client, site: Site, fault: Fault, twin: Timed, seed: int) -> 
     )
     is_taken_over = fault.notice is Notice.ROUTER
     assert (timed.num_leases > 1) == is_taken_over, f"{fault.name}: {timed.num_leases} leases"
-    begin_s, end_s = longest_wait(timed.arrivals_s, struck_s)
-    begin_twin_s, end_twin_s = longest_wait(twin.arrivals_s, twin.arrivals_s[0])
-    noticed_s = None if watch.seen_s is None else watch.seen_s - struck_s
-    wait = Wait(noticed_s, end_s - struck_s, end_s - begin_s, end_twin_s - begin_twin_s)
-    return wait, spot
+    longest_twin_s = longest_wait_s(twin.arrivals_s, twin.arrivals_s[0], math.inf)
+    return wait_of(timed.arrivals_s, struck_s, watch.seen_s, longest_twin_s), spot
 
 
-def longest_wait(arrivals_s: Sequence[float], from_s: float) -> tuple[float, float]:
-    """Begin and end of the longest time without a piece, of those that end after the given time."""
-    waits = [wait for wait in pairwise(arrivals_s) if wait[1] > from_s]
-    return max(waits, key=lambda wait: wait[1] - wait[0])
+def wait_of(
+    arrivals_s: Sequence[float], struck_s: float, seen_s: float | None, undisturbed_s: float
+) -> Wait:
+    """From the moments of the pieces, of the fault, and of its being noticed."""
+    if seen_s is None:
+        longest_s = longest_wait_s(arrivals_s, struck_s, math.inf)
+        return Wait(None, None, longest_s, undisturbed_s)
+    next_s = next(time_s for time_s in arrivals_s if time_s > seen_s)
+    longest_s = longest_wait_s(arrivals_s, struck_s, next_s)
+    return Wait(seen_s - struck_s, next_s - struck_s, longest_s, undisturbed_s)
+
+
+def longest_wait_s(arrivals_s: Sequence[float], from_s: float, to_s: float) -> float:
+    """The longest time without a piece, of those that overlap the time given."""
+    waits = [wait for wait in pairwise(arrivals_s) if wait[1] > from_s and wait[0] < to_s]
+    return max(end_s - begin_s for begin_s, end_s in waits)
 
 
 def _stream(client: Client, seed: int) -> Stream:
