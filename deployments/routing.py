@@ -28,6 +28,8 @@ def tell_replicas(deployment: str, num: int) -> None:
 
 def suspect(address: str) -> None:
     """The replica that listens there has fallen silent: lease others for a while."""
+    for other in tuple(_suspect_until_s):
+        is_suspect(other)  # forgets those of long ago
     _suspect_until_s[address] = time.monotonic() + _SUSPICION_S
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.members.server import SILENCE_LIMIT_S
-
-PING_INTERVAL_S = SILENCE_LIMIT_S / 5  # as routers ping; each ping is answered by a pong
+from cluster.members.server import PING_INTERVAL_S
 
 
 @dataclass(frozen=True, slots=True)

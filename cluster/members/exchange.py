@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from cluster.members.guard import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import (
     MAX_MESSAGE_BYTES,
+    PING_INTERVAL_S,
     SILENCE_LIMIT_S,
 )
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
 
-_PING_INTERVAL_S = SILENCE_LIMIT_S / 5
+_VOCABULARY_TIMEOUT_S = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -63,6 +67,11 @@ class Exchange:
         self._last_heard_s = asyncio.get_running_loop().time()
         self._running = asyncio.create_task(self._run())
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is lost, and nothing of it is left to close."""
+        return self._running.done()
+
     def open(self, start: SequenceStart, emit: Emit, grant: LeaseGrant) -> RemoteSequence:
         """Begin a sequence under one of the replica's leases."""
         number = next(self._numbers)
@@ -81,7 +90,7 @@ class Exchange:
         request, metadata = pb.GetVocabularyRequest(), _credentials(grant)
         try:
             answer = await self._stub.GetVocabulary(
-                request, metadata=metadata, timeout=SILENCE_LIMIT_S
+                request, metadata=metadata, timeout=_VOCABULARY_TIMEOUT_S
             )
         except grpc.aio.AioRpcError as error:
             raise _lost(self.address, _reason(error)) from None
@@ -118,6 +127,8 @@ class Exchange:
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             error = done.pop().exception()
             why = _reason(error)
+            level = logging.WARNING if self._emits else logging.INFO  # nobody minds a spare one
+            _log.log(level, "%s; sequences on it: %d", _lost(self.address, why), len(self._emits))
             if isinstance(error, TimeoutError):
                 self._on_silence(self.address)
         finally:
@@ -155,8 +166,8 @@ class Exchange:
 
     async def _ping(self) -> None:
         loop = asyncio.get_running_loop()
-        while loop.time() - self._last_heard_s < SILENCE_LIMIT_S:
-            await asyncio.sleep(_PING_INTERVAL_S)
+        while (left_s := self._last_heard_s + SILENCE_LIMIT_S - loop.time()) > 0:
+            await asyncio.sleep(min(PING_INTERVAL_S, left_s))
             self.counts.pings_sent += 1
             self._waiting.ping = self.counts.pings_sent
             self._is_waiting.set()
@@ -223,6 +234,7 @@ class ExchangePool:
         """The stream to the replica that granted a lease, or a new one under that lease."""
         exchange = self._exchanges.get(grant.address)
         if exchange is None or exchange.is_lost:
+            self._forget_ended()
             exchange = self._exchanges[grant.address] = Exchange(grant, self._on_silence)
         return exchange
 
@@ -233,7 +245,7 @@ class ExchangePool:
 
     @property
     def counts(self) -> ExchangeCounts:
-        """Totals over all exchanges, lost ones included while no new one took their place."""
+        """Totals over all exchanges, lost ones included until the next one begins."""
         total = ExchangeCounts()
         for exchange in self._exchanges.values():
             for name in ExchangeCounts.__slots__:
@@ -243,6 +255,12 @@ class ExchangePool:
     async def close(self) -> None:
         """Leave all replicas."""
         await asyncio.gather(*(exchange.close() for exchange in self._exchanges.values()))
+
+    def _forget_ended(self) -> None:
+        """Replicas come and go, each with an address of its own."""
+        ended = [address for address, known in self._exchanges.items() if known.has_ended]
+        for address in ended:
+            del self._exchanges[address]
 
 
 def _credentials(grant: LeaseGrant) -> tuple[tuple[str, str | bytes], ...]:

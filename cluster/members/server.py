@@ -26,7 +26,10 @@ if TYPE_CHECKING:  # at run time the class takes no arguments
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 FULL_BYTES = 4 * 1024 * 1024  # of distributions; then a message waits for no more
-SILENCE_LIMIT_S = 10.0  # a peer that says nothing for so long, not even a ping, is dead
+# A peer that says nothing for so long, not even a ping, is dead. A frozen replica's replies wait
+# for this time; one taken for dead that was only slow costs a prefill elsewhere, and no token.
+SILENCE_LIMIT_S = 5.0
+PING_INTERVAL_S = 2.0  # routers ping so often, and are answered: two chances within the limit
 
 
 class MemberServer(member_pb2_grpc.MemberServiceServicer):

@@ -23,3 +23,12 @@ def test_a_silent_replica_is_suspect_for_a_while(monkeypatch: pytest.MonkeyPatch
     assert not routing.is_suspect("here:2")
     now_s += 31
     assert not routing.is_suspect("here:1")
+
+
+def test_those_who_were_silent_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(routing.time, "monotonic", lambda: now_s)
+    for port in range(100):
+        routing.suspect(f"there:{port}")
+        now_s += 10
+    assert len(routing._suspect_until_s) <= 4

@@ -22,14 +22,14 @@ from cuvee.v1 import member_pb2_grpc
 from tests.members.factories import run, seated, start_of
 from tests.members.line import GrantedLease, served
 
-LIMIT_S = 0.3
+LIMIT_S = 0.5
 
 
 @pytest.fixture(autouse=True)
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SILENCE_LIMIT_S", LIMIT_S)
     monkeypatch.setattr(exchange, "SILENCE_LIMIT_S", LIMIT_S)
-    monkeypatch.setattr(exchange, "_PING_INTERVAL_S", LIMIT_S / 5)
+    monkeypatch.setattr(exchange, "PING_INTERVAL_S", LIMIT_S / 5)
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ async def test_a_silent_replica_is_noticed(peer: Any) -> None:
     async with served() as line, peer() as address:
         grant = LeaseGrant(address, "lease", b"secret", line.server.replica.info)
         began = asyncio.get_running_loop().time()
-        with pytest.raises(ReplicaLost, match=r"silent for 0\.3 s"):
+        with pytest.raises(ReplicaLost, match=r"silent for 0\.5 s"):
             async with seated(GrantedLease(pool, grant), start_of()):
                 pass
         assert asyncio.get_running_loop().time() - began < 10 * LIMIT_S
@@ -118,3 +118,19 @@ async def test_a_stream_without_work_lives_on() -> None:
         await asyncio.sleep(4 * LIMIT_S)
         assert (await run(seat, Step(0, Draw(0, 3)))).end is RunEnd.COMPLETE
         assert line.pool.counts.pings_sent > 5
+
+
+async def test_exchanges_of_replicas_that_are_gone_are_forgotten() -> None:
+    pool = ExchangePool()
+    for _ in range(3):
+        async with served() as line:
+            held = line.server.lease()
+            async with seated(GrantedLease(pool, await anext(held)), start_of()) as seat:
+                await line.server.stop()
+                with pytest.raises(ReplicaLost):
+                    await run(seat, Step(0, Draw(0, 3)))
+            await held.aclose()
+            while not all(exchange.has_ended for exchange in pool._exchanges.values()):
+                await asyncio.sleep(0.005)
+        assert len(pool._exchanges) == 1
+    await pool.close()
