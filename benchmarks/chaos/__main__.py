@@ -1,6 +1,7 @@
 """Chaos: kills, freezes and drains at all levels under streams of mixed methods.
 
-    python -m benchmarks.chaos [--seconds 180] [--seed 1] [--streams 50] [--json FILE]
+    python -m benchmarks.chaos [--seconds 180] [--seed 1] [--streams 50]
+                               [--json FILE] [--markdown PAGE]
 
 Every finished stream must equal its undisturbed twin, every other one must end with a status that
 has a name, and be resumed to its twin's text afterwards; and nothing may be left at the end: no
@@ -19,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ import yaml
 
 from benchmarks.chaos.harm import Harmer, deeds
 from benchmarks.chaos.load import Streams, all_asks, twins
+from benchmarks.chaos.verdict import Verdict, as_markdown
 from benchmarks.machine import machine_line
+from benchmarks.markdown import put_fragment
 from cluster.spec import ClusterSpec, parse_spec
 from cuvee.v1 import admin_pb2, admin_pb2_grpc
 from deployments.local import LocalCluster, application_details, set_environment
@@ -61,36 +64,6 @@ _CALM_S = 120.0  # to heal at the end
 _NODE_DOWN_S = 3.0
 
 
-@dataclass
-class Verdict:
-    """What was done, what became of the streams, and what was left."""
-
-    machine: str
-    seed: int
-    seconds: float
-    streams: int
-    harm: dict[str, int] = field(default_factory=dict)
-    missed: dict[str, int] = field(default_factory=dict)
-    harm_errors: list[str] = field(default_factory=list)
-    finished: dict[str, int] = field(default_factory=dict)
-    resumed: int = 0
-    taken_over: int = 0
-    broken: dict[str, int] = field(default_factory=dict)  # by the status they ended with
-    different: list[str] = field(default_factory=list)
-    unnamed: list[str] = field(default_factory=list)
-    not_resumed: list[str] = field(default_factory=list)
-    leases: int = -1
-    sequences: int = -1
-    kv_fill: float = -1.0
-    processes: list[str] = field(default_factory=list)
-
-    @property
-    def is_good(self) -> bool:
-        """Whether nothing was lost, nothing was wrong, and nothing is left."""
-        wrong = (self.different, self.unnamed, self.not_resumed, self.processes)
-        return not any(wrong) and self.leases == self.sequences == 0 and self.kv_fill == 0.0
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, judge."""
     options = _parser().parse_args(arguments)
@@ -99,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(told)
     if options.json:
         options.json.write_text(told)
+    if options.markdown:
+        put_fragment(options.markdown, "chaos", as_markdown(verdict))
     sys.exit(0 if verdict.is_good else 1)
 
 
@@ -229,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="of the harm and of what is asked")
     parser.add_argument("--streams", type=int, default=50, help="at a time")
     parser.add_argument("--json", type=Path, help="write the verdict here, too")
+    parser.add_argument("--markdown", type=Path, help="put the figures into this page")
     return parser
 
 
