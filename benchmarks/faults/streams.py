@@ -103,12 +103,15 @@ def struck(client: Client, site: Site, fault: Fault, twin: Timed, seed: int) -> 
 def wait_of(
     arrivals_s: Sequence[float], struck_s: float, seen_s: float | None, undisturbed_s: float
 ) -> Wait:
-    """From the moments of the pieces, of the fault, and of its being noticed."""
+    """From the moments of the pieces, of the fault, and of its being noticed.
+
+    Pieces that came while the fault was prepared are read after it, all at once.
+    """
     if seen_s is None:
-        longest_s = longest_wait_s(arrivals_s, struck_s, math.inf)
+        longest_s = longest_wait_s((struck_s, *arrivals_s), struck_s, math.inf)
         return Wait(None, None, longest_s, undisturbed_s)
     next_s = next(time_s for time_s in arrivals_s if time_s > seen_s)
-    longest_s = longest_wait_s(arrivals_s, struck_s, next_s)
+    longest_s = longest_wait_s((struck_s, *arrivals_s), struck_s, next_s)
     return Wait(seen_s - struck_s, next_s - struck_s, longest_s, undisturbed_s)
 
 

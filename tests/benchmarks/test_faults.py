@@ -16,12 +16,16 @@ def test_waits_count_that_overlap_the_time_asked_for() -> None:
 
 
 def test_what_was_on_its_way_before_a_fault_was_noticed_is_no_takeover() -> None:
-    arrivals_s = (1.0, 2.0, 2.25, 8.0, 8.5, 20.0)
+    arrivals_s = (2.0, 2.25, 8.0, 8.5, 20.0)
     assert wait_of(arrivals_s, 2.0, 7.0, 1.0) == Wait(5.0, 6.0, 5.75, 1.0)
 
 
+def test_a_reply_may_have_nothing_on_its_way() -> None:
+    assert wait_of((8.0, 8.5), 2.0, 7.0, 1.0) == Wait(5.0, 6.0, 6.0, 1.0)
+
+
 def test_of_what_nobody_notices_the_whole_rest_counts() -> None:
-    assert wait_of((1.0, 2.0, 2.5, 4.5), 2.0, None, 1.0) == Wait(None, None, 2.0, 1.0)
+    assert wait_of((2.0, 2.5, 4.5), 2.0, None, 1.0) == Wait(None, None, 2.0, 1.0)
 
 
 def test_a_spread_is_median_lowest_and_highest() -> None:
