@@ -25,6 +25,7 @@ from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
 
 _VOCABULARY_TIMEOUT_S = 10.0
+_LAST_WORDS_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -121,11 +122,14 @@ class Exchange:
 
     async def _run(self) -> None:
         """Write, read and ping until one of them ends; then the replica counts as lost."""
-        loops = [asyncio.create_task(work()) for work in (self._write, self._read, self._ping)]
+        loops = [asyncio.create_task(work()) for work in (self._read, self._ping, self._write)]
+        reading, _, writing = loops
         why = "the router left"
         try:
-            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
-            error = done.pop().exception()
+            await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():  # why the other side ended the stream, only the reader hears
+                await asyncio.wait({reading}, timeout=_LAST_WORDS_S)
+            error = next(loop.exception() for loop in loops if loop.done())
             why = _reason(error)
             level = logging.WARNING if self._emits else logging.INFO  # nobody minds a spare one
             _log.log(level, "%s; sequences on it: %d", _lost(self.address, why), len(self._emits))
