@@ -11,6 +11,7 @@ lease, no sequence, no cache page, no process. Exits with 1 where that is not so
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import subprocess
@@ -135,7 +136,9 @@ def _replace_node(ray: Any, nodes: list[Any], choice: float) -> bool:
     node = nodes.pop(int(choice * len(nodes)))
     ray.remove_node(node, allow_graceful=False)
     time.sleep(_NODE_DOWN_S)
-    nodes.append(ray.add_node(num_cpus=_CPUS_PER_NODE, **_NODE))
+    while len(nodes) < _NUM_NODES:  # on a busy machine Ray gives up nodes that start slowly
+        with contextlib.suppress(Exception):
+            nodes.append(ray.add_node(num_cpus=_CPUS_PER_NODE, **_NODE))
     return True
 
 
