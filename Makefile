@@ -8,7 +8,7 @@ TORCH   := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check protos protos-check format clean
+.PHONY: help setup demo test test-router test-others check protos protos-check format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,9 +32,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## Start the cluster on loopback, show a blended reply, stop
 	$(BIN)/cuvee demo
 
-test: check  ## Run all checks, then all tests: those without a cluster on all cores, by file
-	$(BIN)/pytest -m "not cluster" --numprocesses auto --maxprocesses 8 --dist loadfile
+test: check  ## Run all checks, then all tests: those without a cluster on two cores
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-router test-others
 	$(BIN)/pytest -m cluster
+
+test-router:
+	$(BIN)/pytest -m "not cluster" tests/router
+
+test-others:
+	$(BIN)/pytest -m "not cluster" --ignore=tests/router
 
 check: setup  ## Run the checks, cheapest first
 	$(BIN)/ruff check .

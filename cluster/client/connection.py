@@ -17,7 +17,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 25_000),  # a server that has vanished is noticed; ours allow 20 s
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 100),  # how long to wait is decided above channels
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # despite its name, for how long one try may last
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 

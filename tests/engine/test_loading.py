@@ -163,7 +163,7 @@ def test_chunked_attention_is_not_trusted_to_the_pages(
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"layer_types": ["chunked_attention"] * 2, "attention_chunk_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = loading._load(tmp_path, "float32", torch.device("cpu"), None)
+    loaded = loading._load(tmp_path, "float32", torch.device("cpu"), None, 1)
     with pytest.raises(Unsupported, match="chunked"):
         loading._paged_runner(loaded, 16, None, varlen=False)
 

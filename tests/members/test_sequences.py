@@ -120,7 +120,7 @@ async def test_an_engine_that_fails_a_pass_fails_its_sequences_and_no_others() -
 async def test_a_step_that_cannot_be_applied_fails_its_sequence_alone() -> None:
     with stopping(replica := make_replica("bytes")):
         async with seated(replica, start_of()) as seat:
-            with pytest.raises(InternalError):
+            with pytest.raises(InvalidRequest, match="expected ids below"):
                 await run(seat, Step(0, Draw(0, 1), token_ids=(10**6,)))
         assert (await told(replica, start_of(), Step(0, Draw(0, 3)))).end is RunEnd.COMPLETE
 

@@ -184,7 +184,7 @@ async def test_a_key_opens_what_its_scopes_say_and_names_the_caller(
             response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
         )(metadata=shown(key))
         await reflect.write(reflection_pb2.ServerReflectionRequest(list_services=""))
-        assert len((await reflect.read()).list_services_response.service) == 4
+        assert len((await reflect.read()).list_services_response.service) == 5
         callers = edge.router.callers  # type: ignore[attr-defined]
         assert {caller.key_id for caller in callers} == {"ci"}
         assert callers[0].scopes == {Scope.GENERATE}

@@ -22,7 +22,7 @@ from cluster.router.core import Router
 from cluster.router.edge import Edge
 from cluster.router.guard import OPEN, SCOPE_BY_METHOD
 from cluster.spec import parse_spec
-from cuvee.v1 import blend_pb2, member_pb2, member_pb2_grpc
+from cuvee.v1 import admin_pb2, blend_pb2, member_pb2, member_pb2_grpc
 from cuvee.v1 import generation_pb2 as pb
 from tests.hostile import fill, mutated, resident_bytes
 from tests.rig import SPEC, Rig, running
@@ -41,6 +41,7 @@ REQUESTS: dict[str, type[Message]] = {
     "/cuvee.v1.GenerationService/CountTokens": pb.CountTokensRequest,
     "/cuvee.v1.BlendService/ListBlends": blend_pb2.ListBlendsRequest,
     "/cuvee.v1.BlendService/GetBlend": blend_pb2.GetBlendRequest,
+    "/cuvee.v1.AdminService/GetStatus": admin_pb2.GetStatusRequest,
     "/grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest,
     "/grpc.health.v1.Health/List": health_pb2.HealthListRequest,
     WATCH: health_pb2.HealthCheckRequest,
