@@ -35,7 +35,7 @@ async def on_each(
         try:
             return await _open_and_run(seat, start, want)
         finally:
-            await seat.close()
+            await asyncio.shield(seat.close())
 
     answers = await all_of(one(member) for member in members.values())
     return dict(zip(members, answers, strict=True))

@@ -97,9 +97,10 @@ class Seats:
             seat.known = min(seat.known, known.get(index, 0))
 
     async def leave(self, keep: Collection[int] = ()) -> None:
-        """Give everything back, or all but some; never fails."""
+        """Give everything back, or all but some; never fails, whoever is cancelled meanwhile."""
         leaving = [index for index in self._seats if index not in keep]
-        await asyncio.gather(*(self._give_back(index) for index in leaving))
+        # A caller that has gone away is cancelled more than once, also in the middle of this.
+        await asyncio.shield(asyncio.gather(*(self._give_back(index) for index in leaving)))
 
     async def _lease_all(self, speakers: Collection[int]) -> list[int]:
         """All or nothing, within one time limit; gives the order in which they were leased.
