@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -85,9 +86,16 @@ class OrdinaryEncoder:
     def _encode_piece(self, text: str) -> list[int]:
         if not text:
             return []
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        assert self._specials.isdisjoint(ids), "ordinary text became a control token"
-        return ids
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        if self._specials.isdisjoint(ids):
+            return ids
+        # Only here, by what stands around it, did a name become a token of its own: cut it as well
+        tokens = zip(ids, encoding.offsets, strict=True)
+        cuts = [start + 1 for i, (start, _) in tokens if i in self._specials]
+        assert cuts[-1] < len(text), "ordinary text became a control token of one character"
+        pieces = (text[a:b] for a, b in pairwise([0, *cuts, len(text)]))
+        return [i for piece in pieces for i in self._encode_piece(piece)]
 
     def _find_cut_strings(
         self, spec: dict[str, Any], vocabulary: Vocabulary, kinds: set[str]
