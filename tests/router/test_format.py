@@ -243,8 +243,9 @@ async def drawn(rig: Rig, blend: str, temperature: float, top_p: float) -> list[
     return await asyncio.gather(*(one(seed) for seed in range(NUM_DRAWS)))
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.8, 0.9)])
-@pytest.mark.parametrize("blend", ["tokens", "mean"])
+@pytest.mark.parametrize(
+    ("blend", "temperature", "top_p"), [("tokens", 0.8, 0.9), ("mean", 1.0, 1.0)]
+)
 async def test_mixture_and_mean_have_the_law_of_members_masked_one_by_one(
     rig: Rig, blend: str, temperature: float, top_p: float
 ) -> None:

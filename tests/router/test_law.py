@@ -72,12 +72,13 @@ def expected(temperature: float, top_p: float) -> tuple[dict[tuple[int, ...], fl
     """Probabilities of the first token, and of the first two (one, where the turn ends)."""
     first = mixed([[]], temperature, top_p)[0]
     end = plain("austen")[2]
-    likely = [token for token in np.flatnonzero(first) if token != end]
-    second = mixed([[int(token)] for token in likely], temperature, top_p)
-    pairs = {(end,): float(first[end])}
-    for token, row in zip(likely, second, strict=True):
-        pairs |= {(int(token), int(t)): float(first[token] * row[t]) for t in np.flatnonzero(row)}
-    return {(int(t),): float(first[t]) for t in np.flatnonzero(first)}, pairs
+    possible = np.flatnonzero(first)
+    likely = possible[possible != end]
+    both = first[likely, None] * mixed([[int(token)] for token in likely], temperature, top_p)
+    rows, columns = np.nonzero(both)
+    pairs = zip(likely[rows].tolist(), columns.tolist(), strict=True)
+    two = {(end,): float(first[end])} | dict(zip(pairs, both[rows, columns].tolist(), strict=True))
+    return {(int(t),): float(first[t]) for t in possible}, two
 
 
 async def draw(rig: Rig, temperature: float, top_p: float) -> list[tuple[int, ...]]:

@@ -143,16 +143,17 @@ async def test_greedy_takes_the_best_of_what_is_not_warped(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), WARPS)
-async def test_the_exact_mean_and_the_token_mixture_have_one_law(
+async def test_the_exact_mean_is_drawn_by_its_law(
     rig: Rig, temperature: float, top_p: float
 ) -> None:
+    """It is the law of `mixture/token` as well, which test_law.py draws by."""
     num = 1500
     room = asyncio.Semaphore(32)
 
-    async def first(blend: str, seed: int) -> int:
+    async def first(seed: int) -> int:
         async with room:
             _, tokens, _ = await reply(
-                rig, blend, max_tokens=1, seed=seed, temperature=temperature, top_p=top_p
+                rig, "mean", max_tokens=1, seed=seed, temperature=temperature, top_p=top_p
             )
         return tokens[0].token.id
 
@@ -160,15 +161,13 @@ async def test_the_exact_mean_and_the_token_mixture_have_one_law(
     law[rig_end(rig)] = 0.0  # ignore_eos bans it; it is none of the likely ones here
     law /= law.sum()
     likely = np.flatnonzero(law * num >= 5)
-    for blend in ("mean", "tokens"):
-        counts = Counter(await asyncio.gather(*(first(blend, seed) for seed in range(num))))
-        observed = [counts[i] for i in likely]
-        wanted = law[likely] * num
-        rest = num - sum(observed), num - wanted.sum()
-        if rest[1] >= 5:
-            observed, wanted = [*observed, rest[0]], np.append(wanted, rest[1])
-        p = chisquare(observed, wanted * sum(observed) / wanted.sum()).pvalue
-        assert p > FALSE_ALARM_RATE
+    counts = Counter(await asyncio.gather(*(first(seed) for seed in range(num))))
+    observed = [counts[i] for i in likely]
+    wanted = law[likely] * num
+    rest = num - sum(observed), num - wanted.sum()
+    if rest[1] >= 5:
+        observed, wanted = [*observed, rest[0]], np.append(wanted, rest[1])
+    assert chisquare(observed, wanted * sum(observed) / wanted.sum()).pvalue > FALSE_ALARM_RATE
 
 
 def rig_end(rig: Rig) -> int:
