@@ -13,9 +13,10 @@ from cluster.spec.combined import CombinedSpec, ContrastSpec, EnsembleSpec, Prox
 from cluster.spec.load import load_spec, parse_mapping, parse_spec
 from cluster.spec.member import MemberSpec
 from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec
-from cluster.spec.placed import PlacedSpec, ResourcesSpec
+from cluster.spec.placed import PlacedSpec
 from cluster.spec.ranker import RankerSpec
 from cluster.spec.replies import ChooseSpec, FuseSpec, ProposingSpec
+from cluster.spec.resources import ResourcesSpec
 from cluster.spec.route import (
     ExampleGate,
     KeywordGate,
@@ -24,7 +25,7 @@ from cluster.spec.route import (
     UncertaintyGate,
 )
 from cluster.spec.scaling import AutoscalingSpec, RoutersSpec
-from cluster.spec.serving import AuthSpec, ServingSpec, TlsSpec
+from cluster.spec.serving import AuthSpec, MetricsSpec, ServingSpec, TlsSpec
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "LearnedGate",
     "LimitsSpec",
     "MemberSpec",
+    "MetricsSpec",
     "MixtureSpec",
     "PlacedSpec",
     "ProposingSpec",
