@@ -16,6 +16,9 @@ from cluster.members.server import MemberServer
 from cluster.spec import MemberSpec
 from deployments.routing import ADDRESS
 
+# Where probes look for a replica: a pod's first one listens there, others after it.
+PORT_VARIABLE = "CUVEE_EXCHANGE_PORT"
+
 
 class MemberDeployment:
     """What Serve runs for each replica of a member."""
@@ -31,7 +34,7 @@ class MemberDeployment:
         self._server = MemberServer(self._replica)
         self._gauge = self._server.gauge()
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        await self._server.start(host)
+        await self._server.start(host, int(os.environ.get(PORT_VARIABLE, "0")))
 
     async def lease(self) -> AsyncIterator[LeaseGrant]:
         """Hold this replica: the first item says where to speak to it; ends with the caller."""

@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.call import print_error, say
 from cluster.cli.options import JsonOption
-from cluster.errors import CuveeError, SpecError
 from deployments.kubernetes.options import PARTS, RenderOptions
 
 render = typer.Typer(
@@ -54,6 +52,8 @@ def render_k8s(
     as_json: JsonOption = False,
 ) -> None:
     """Write the Kubernetes objects that run a blend file with KubeRay."""
+    from cluster.cli.call import print_error, say
+    from cluster.errors import CuveeError, SpecError
     from cluster.spec import load_spec
     from deployments.kubernetes.pools import guessed_memory
     from deployments.kubernetes.render import files_of, to_yaml, write_folder

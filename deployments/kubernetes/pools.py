@@ -83,8 +83,9 @@ class Pool:
     def in_pod(self) -> ResourcesSpec:
         """What one replica asks of Ray: nodes are chosen by Kubernetes, pods by their slots."""
         custom = FrozenMapping({**self.resources.custom, self.slot: 1.0})
-        chosen_by_kubernetes = {"labels": FrozenMapping({}), "accelerator_type": None}
-        return self.resources.model_copy(update={**chosen_by_kubernetes, "custom": custom})
+        return self.resources.model_copy(
+            update={"labels": FrozenMapping({}), "accelerator_type": None, "custom": custom}
+        )
 
 
 def pools_of(spec: ClusterSpec) -> list[Pool]:
