@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cluster.spec import ClusterSpec
+from deployments.kubernetes.monitoring import monitoring
 from deployments.kubernetes.options import Object, RenderOptions
 from deployments.kubernetes.policies import (
     disruption_budgets,
@@ -51,6 +52,8 @@ def installation(spec: ClusterSpec, options: RenderOptions) -> list[Object]:
         objects += gateway(options)
     if options.has("certificate"):
         objects.append(certificate(options))
+    if options.has("monitoring"):
+        objects += monitoring(options)
     return objects
 
 
