@@ -13,6 +13,7 @@ import typer
 from cluster.cli.main import app
 from cluster.cli.options import JsonOption, MarksOption
 from deployments.kubernetes.command import render
+from deployments.simulation.command import simulate
 
 if TYPE_CHECKING:
     from cluster.errors import CuveeError
@@ -24,6 +25,7 @@ PortOption = Annotated[
 
 
 app.add_typer(render, name="render")
+app.command()(simulate)
 
 
 @app.command()
