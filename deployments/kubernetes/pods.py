@@ -28,6 +28,7 @@ LEAVE_S = 10
 _AFTER_REPLIES_S = 15  # for Serve to note that the last one has ended
 _SPARE_S = 30
 
+_USER = 10001  # of the image; no user of any node
 _GPU = "nvidia.com/gpu"
 _PRODUCTS = {  # what NVIDIA's feature discovery calls the kinds of GPU that Ray names
     "T4": ("Tesla-T4",),
@@ -39,6 +40,7 @@ _PRODUCTS = {  # what NVIDIA's feature discovery calls the kinds of GPU that Ray
     "H100": ("NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe", "NVIDIA-H100-NVL"),
     "H200": ("NVIDIA-H200", "NVIDIA-H200-NVL"),
 }
+_HUB_FOLDER = f"{CONFIG_FOLDER}/hub"
 _SELECTOR = re.compile(r"(?P<not>!?)(?:in\((?P<several>[^)]*)\)|(?P<one>.*))")
 
 SECURITY: Object = {
@@ -86,6 +88,10 @@ def pool_template(pool: Pool, spec: ClusterSpec, options: RenderOptions) -> Obje
         mounts.append({"name": "models", "mountPath": MODELS_FOLDER})
         claim = {"claimName": f"{options.name}-models"}
         volumes.append({"name": "models", "persistentVolumeClaim": claim})
+    if _asks_hub(pool, spec):
+        mounts.append({"name": "hub", "mountPath": _HUB_FOLDER, "readOnly": True})
+        token = {"secretName": f"{options.name}-hub", "optional": True}
+        volumes.append({"name": "hub", "secret": token})
     ports = {"metrics": RAY_PORTS["metrics"]}
     if pool.kind == "router":
         ports |= {"grpc": EDGE_PORT, "router-metrics": METRICS_PORT}
@@ -95,7 +101,7 @@ def pool_template(pool: Pool, spec: ClusterSpec, options: RenderOptions) -> Obje
         "name": "ray-worker",
         "image": options.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": _env(spec, _pool_env(pool, spec), token_secret=f"{options.name}-hub"),
+        "env": _env(spec, _pool_env(pool, spec)),
         "ports": [_port(name, port) for name, port in ports.items()],
         "resources": _pool_amounts(pool),
         "securityContext": SECURITY,
@@ -143,7 +149,7 @@ def _node_probe(*, period_s: int, failures: int) -> Object:
 
 
 def _pod(options: RenderOptions, container: Object, volumes: list[Object], priority: str) -> Object:
-    user = {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000, "runAsNonRoot": True}
+    user = {"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER, "runAsNonRoot": True}
     return {
         "securityContext": user
         | {"fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"}},
@@ -217,10 +223,16 @@ def _pool_env(pool: Pool, spec: ClusterSpec) -> dict[str, str]:
         env["CUVEE_EXCHANGE_PORT"] = str(EXCHANGE_PORT)
     if needs_volume(spec):
         env |= {"CUVEE_HOME": f"{MODELS_FOLDER}/cuvee", "HF_HOME": f"{MODELS_FOLDER}/hub"}
+    if _asks_hub(pool, spec):
+        env["HF_TOKEN_PATH"] = f"{_HUB_FOLDER}/token"
     return env
 
 
-def _env(spec: ClusterSpec, more: Mapping[str, str], token_secret: str = "") -> list[Object]:
+def _asks_hub(pool: Pool, spec: ClusterSpec) -> bool:
+    return pool.kind != "router" and downloads(spec)
+
+
+def _env(spec: ClusterSpec, more: Mapping[str, str]) -> list[Object]:
     values = {
         "HOME": "/tmp",  # the only place to write
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(node_drain_s(spec)),
@@ -229,11 +241,7 @@ def _env(spec: ClusterSpec, more: Mapping[str, str], token_secret: str = "") -> 
         "TOKENIZERS_PARALLELISM": "false",
         **more,
     }
-    env: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
-    if token_secret and downloads(spec):
-        reference = {"name": token_secret, "key": "token", "optional": True}
-        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
-    return env
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def _pool_amounts(pool: Pool) -> Object:

@@ -272,7 +272,7 @@ def secrets_are_named_and_never_written(objects: Objects) -> Iterator[str]:
     for name, container in containers(objects):
         for entry in container["env"]:
             if "value" in entry and re.search("TOKEN|SECRET|PASSWORD|KEY", entry["name"]):
-                is_setting = entry["name"] == "TOKENIZERS_PARALLELISM"
+                is_setting = entry["name"] in ("TOKENIZERS_PARALLELISM", "HF_TOKEN_PATH")
                 yield from () if is_setting else (f"{name}: {entry['name']}",)
     if cluster_of(objects).get("authOptions", {}).get("mode") != "token":
         yield "Ray asks for no token"
