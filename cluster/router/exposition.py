@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from cluster.access.caller import Scope
 from cluster.access.keyring import Keyring
@@ -26,6 +29,16 @@ _MAX_HEAD_BYTES = 8192
 _TIMEOUT_S = 10.0  # for a whole exchange
 _MAX_CLIENTS = 16
 _RETRY_S = 10.0
+
+
+class _Snapshot(Collector):
+    """All metrics as they are now."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._families = list(registry.collect())
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class MetricsEndpoint:
@@ -70,7 +83,7 @@ class MetricsEndpoint:
         try:
             if self._num_clients <= _MAX_CLIENTS:
                 async with asyncio.timeout(_TIMEOUT_S):
-                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                    writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
                     await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # whoever it was is gone, or not worth an answer
@@ -78,7 +91,7 @@ class MetricsEndpoint:
             self._num_clients -= 1
             writer.close()
 
-    def _answer(self, head: bytes) -> bytes:
+    async def _answer(self, head: bytes) -> bytes:
         line, *fields = head.decode("latin-1").split("\r\n")
         method, _, rest = line.partition(" ")
         if rest.partition(" ")[0].partition("?")[0] != PATH:
@@ -87,7 +100,8 @@ class MetricsEndpoint:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET\r\n")
         if refused := self._refusal(fields):
             return refused
-        page = generate_latest(self._registry)
+        # Read here, where nothing changes meanwhile; written elsewhere, since that takes longer.
+        page = await asyncio.to_thread(generate_latest, _Snapshot(self._registry))
         return _response(HTTPStatus.OK, f"Content-Type: {CONTENT_TYPE_LATEST}\r\n", page)
 
     def _refusal(self, fields: list[str]) -> bytes | None:
