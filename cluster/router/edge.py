@@ -23,6 +23,7 @@ from cluster.router.answers import Update
 from cluster.router.core import Router
 from cluster.router.exposition import MetricsEndpoint
 from cluster.router.guard import Guard, require
+from cluster.router.pacing import paced
 from cluster.router.requests import GenerationRequest
 from cluster.router.state import AdminServicer
 from cluster.router.status import ErrorInterceptor
@@ -86,9 +87,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         wanted = convert.generation_from_proto(request)
         request_id = uuid.uuid4().hex
         async with self._replying(wanted, context) as updates:
-            async for update in updates:
-                if _has_news(update, wanted.output.attribution):
-                    yield convert_answers.stream_to_proto(update, request_id, wanted.output)
+            told = (it async for it in updates if _has_news(it, wanted.output.attribution))
+            async with aclosing(paced(told, lambda: self._router.num_running)) as pieces:
+                async for piece in pieces:
+                    yield convert_answers.stream_to_proto(piece, request_id, wanted.output)
 
     async def Score(  # noqa: N802
         self, request: generation_pb2.ScoreRequest, context: _Context
