@@ -1,11 +1,11 @@
-"""Pod templates of the head and of each pool: probes, shutdown, security, volumes, placement."""
+"""Pod templates of the head and of each pool: probes, shutdown, security, volumes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from cluster.spec import ClusterSpec
+from deployments.kubernetes.nodes import GPU, placement
 from deployments.kubernetes.options import (
     CONFIG_FOLDER,
     EDGE_PORT,
@@ -29,19 +29,7 @@ _AFTER_REPLIES_S = 15  # for Serve to note that the last one has ended
 _SPARE_S = 30
 
 _USER = 10001  # of the image; no user of any node
-_GPU = "nvidia.com/gpu"
-_PRODUCTS = {  # what NVIDIA's feature discovery calls the kinds of GPU that Ray names
-    "T4": ("Tesla-T4",),
-    "V100": ("Tesla-V100-SXM2-16GB", "Tesla-V100-SXM2-32GB"),
-    "A10G": ("NVIDIA-A10G",),
-    "A100": ("NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-PCIE-40GB"),
-    "L4": ("NVIDIA-L4",),
-    "L40S": ("NVIDIA-L40S",),
-    "H100": ("NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe", "NVIDIA-H100-NVL"),
-    "H200": ("NVIDIA-H200", "NVIDIA-H200-NVL"),
-}
 _HUB_FOLDER = f"{CONFIG_FOLDER}/hub"
-_SELECTOR = re.compile(r"(?P<not>!?)(?:in\((?P<several>[^)]*)\)|(?P<one>.*))")
 
 SECURITY: Object = {
     "allowPrivilegeEscalation": False,
@@ -115,7 +103,7 @@ def pool_template(pool: Pool, spec: ClusterSpec, options: RenderOptions) -> Obje
     pod = _pod(options, container, volumes, _priority(pool, options))
     pod["serviceAccountName"] = f"{options.name}-worker"
     pod["terminationGracePeriodSeconds"] = LEAVE_S + node_drain_s(spec) + _SPARE_S
-    pod |= _placement(pool, pool_labels(pool, options))
+    pod |= placement(pool, pool_labels(pool, options))
     return {"metadata": {"labels": pool_labels(pool, options)}, "spec": pod}
 
 
@@ -168,55 +156,6 @@ def _pod(options: RenderOptions, container: Object, volumes: list[Object], prior
 _SHM_MOUNT: Object = {"name": "shm", "mountPath": "/dev/shm"}
 
 
-def _placement(pool: Pool, labels: Mapping[str, str]) -> Object:
-    """On which nodes: those with the GPUs asked for, spread over zones, then over nodes."""
-    spread = [
-        {
-            "maxSkew": 1,
-            "topologyKey": key,
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": dict(labels)},
-            "matchLabelKeys": ["ray.io/cluster"],  # a new revision counts for itself
-        }
-        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
-    ]
-    placement: Object = {"topologySpreadConstraints": spread}
-    affinity: Object = {}
-    if expressions := _node_expressions(pool):
-        terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
-        affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": terms}
-    if pool.resources.max_per_node == 1:
-        term = {
-            "topologyKey": "kubernetes.io/hostname",
-            "labelSelector": {"matchLabels": dict(labels)},
-            "matchLabelKeys": ["ray.io/cluster"],
-        }
-        affinity["podAntiAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
-    if affinity:
-        placement["affinity"] = affinity
-    if pool.num_gpus:
-        placement["tolerations"] = [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}]
-    return placement
-
-
-def _node_expressions(pool: Pool) -> list[Object]:
-    """The blend file's labels and kind of GPU, in Kubernetes' terms."""
-    found = [_expression(key, value) for key, value in pool.resources.labels.items()]
-    if kind := pool.resources.accelerator_type:
-        products = list(_PRODUCTS.get(kind, (kind,)))
-        found.append({"key": "nvidia.com/gpu.product", "operator": "In", "values": products})
-    return found
-
-
-def _expression(key: str, value: str) -> Object:
-    """Ray writes a label's value as `x`, `!x`, `in(x,y)` or `!in(x,y)`."""
-    match = _SELECTOR.fullmatch(value)
-    assert match is not None, "the last alternative takes anything"
-    several = match["several"]
-    values = [match["one"]] if several is None else [it.strip() for it in several.split(",")]
-    return {"key": key, "operator": "NotIn" if match["not"] else "In", "values": values}
-
-
 def _pool_env(pool: Pool, spec: ClusterSpec) -> dict[str, str]:
     env = {}
     if pool.kind == "member":
@@ -251,7 +190,7 @@ def _pool_amounts(pool: Pool) -> Object:
     amounts = _amounts(requests, {"cpu": f"{round(cpus * 1000) + 1000}m"})
     if pool.num_gpus:
         for amount in amounts.values():
-            amount[_GPU] = str(pool.num_gpus)
+            amount[GPU] = str(pool.num_gpus)
     return amounts
 
 
