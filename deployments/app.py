@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from cluster import __version__
-from cluster.errors import CuveeError
+from cluster.errors import CuveeError, InvalidRequest
 from cluster.members.sizing import num_leases
 from cluster.spec import ClusterSpec, MemberSpec, PlacedSpec, RankerSpec, RoutersSpec, parse_spec
 from deployments.member import MemberDeployment
@@ -33,18 +33,17 @@ HEALTH_TIMEOUT_S = 6.0
 DRAIN_S = 30.0  # how long leases may go on when a replica is stopped; then they move elsewhere
 
 
-class BuildArgs(BaseModel):
-    """What a Serve config file says to the builder.
+def build(args: Mapping[str, str]) -> serve.Application:
+    """The application of a Serve config file, whose `args` have the blend file's text as `spec`.
 
     Text and no mapping: KubeRay sorts the keys of mappings, and blends and weights have an order.
+    Paths in it are absolute. Raises SpecError as the blend file's reader does.
     """
-
-    spec: str  # the blend file; models and files by absolute paths
-
-
-def build(args: BuildArgs) -> serve.Application:
-    """The application of a Serve config file; raises SpecError as the blend file's reader does."""
-    return application(parse_spec(args.spec))
+    if args.keys() != {"spec"}:
+        given = ", ".join(args) or "nothing"
+        words = f"got {given}; expected spec alone, the text of a blend file"
+        raise InvalidRequest("INVALID_ARGS", words, field="args")
+    return application(parse_spec(args["spec"]))
 
 
 def application(spec: ClusterSpec) -> serve.Application:

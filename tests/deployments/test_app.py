@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import InvalidRequest
 from cluster.spec import parse_spec
-from deployments.app import BuildArgs, application, build
+from deployments.app import application, build
 from deployments.scaling import LoadPolicy
 
 FILE = """
@@ -67,8 +68,14 @@ def test_routers_are_scaled_by_generations() -> None:
 def test_a_config_files_text_keeps_the_order_of_blends_and_weights() -> None:
     text = FILE.replace("FIELDS", "").replace("ROUTERS", "1")
     text = text.replace("  only:", "  zebra: {method: mixture, members: {a: 1}}\n  only:")
-    config = build(BuildArgs(spec=text))._bound_deployment._deployment_config
+    config = build({"spec": text})._bound_deployment._deployment_config
     assert list(json.loads(config.user_config["spec"])["blends"]) == ["zebra", "only"]
+
+
+@pytest.mark.parametrize("args", [{}, {"spec": "", "more": ""}, {"version": 1}])
+def test_other_arguments_of_a_config_file_are_refused(args: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="expected spec alone"):
+        build(args)
 
 
 def test_routers_drain_and_are_placed_as_the_file_says() -> None:

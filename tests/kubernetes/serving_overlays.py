@@ -134,9 +134,15 @@ class Site:
                 if stub.Check(request, timeout=5, wait_for_ready=True).status == serving:
                     return
             except grpc.RpcError:
-                pass
+                self._check_deploys()
             time.sleep(0.5)
         raise TimeoutError(f"not serving after {READY_TIMEOUT_S:g} s")
+
+    def _check_deploys(self) -> None:
+        with urllib.request.urlopen(f"{self._ray}/api/serve/applications/", timeout=30) as answer:
+            application = json.load(answer)["applications"].get("cuvee", {})
+        if application.get("status") == "DEPLOY_FAILED":
+            raise RuntimeError(application["message"])
 
     def _drawn(self) -> float:
         """Tokens, as the router that has the metrics' port tells them; another may have drawn."""
