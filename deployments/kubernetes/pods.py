@@ -21,6 +21,7 @@ from deployments.kubernetes.site import downloads, drain_s, needs_volume
 POOL_LABEL = "cuvee.dev/pool"
 RAY_PORTS = {"gcs": 6379, "dashboard": 8265, "metrics": 8080}
 HEAD_METRICS = {"as-metrics": 44217, "dash-metrics": 44227}
+_SERVE = {"serve": 8000}  # by this name KubeRay makes its own Service, or nothing at all
 AGENT_PORT = 52365  # of Ray's agent on every node, which answers probes
 
 # Shutdown: endpoints leave the balancers, then the node drains, then everything ends by itself.
@@ -47,7 +48,7 @@ def head_template(spec: ClusterSpec, options: RenderOptions) -> Object:
         "image": options.image,
         "imagePullPolicy": "IfNotPresent",
         "env": _env(spec, {}),
-        "ports": [_port(name, port) for name, port in (RAY_PORTS | HEAD_METRICS).items()],
+        "ports": [_port(name, port) for name, port in (RAY_PORTS | _SERVE | HEAD_METRICS).items()],
         "resources": _amounts({"cpu": "1", "memory": "2Gi"}, {"cpu": "2"}),
         "securityContext": SECURITY,
         "volumeMounts": [TMP_MOUNT, _SHM_MOUNT],

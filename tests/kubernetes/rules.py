@@ -96,6 +96,13 @@ def head_runs_no_replica_and_stays(objects: Objects) -> Iterator[str]:
 
 
 @rule
+def kuberay_finds_its_ports(objects: Objects) -> Iterator[str]:
+    """A head that names ports must name these: without `serve` no RayService is ever ready."""
+    (container,) = templates(objects)["head"]["spec"]["containers"]
+    yield from {"gcs", "dashboard", "metrics", "serve"} - {p["name"] for p in container["ports"]}
+
+
+@rule
 def groups_tell_ray_what_they_offer(objects: Objects) -> Iterator[str]:
     """Ray reads GPUs from keys that end in gpu alone; KubeRay takes every such name for GPUs."""
     for found in groups_of(objects):

@@ -95,6 +95,12 @@ MISTAKES: list[tuple[str, Callable[[Objects], object]]] = [
         lambda o: templates(o)["head"]["metadata"].pop("annotations"),
     ),
     (
+        "kuberay_finds_its_ports",
+        lambda o: _container(o, "head").update(
+            ports=[p for p in _container(o, "head")["ports"] if p["name"] != "serve"]
+        ),
+    ),
+    (
         "groups_tell_ray_what_they_offer",  # a slice of a GPU, which Ray cannot see
         lambda o: _container(o, "router")["resources"]["limits"].update(
             {"nvidia.com/mig-1g.10gb": "1"}
