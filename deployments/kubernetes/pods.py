@@ -19,7 +19,7 @@ from deployments.kubernetes.pools import Pool
 from deployments.kubernetes.site import downloads, drain_s, needs_volume
 
 POOL_LABEL = "cuvee.dev/pool"
-RAY_PORTS = {"gcs": 6379, "dashboard": 8265, "metrics": 8080}
+RAY_PORTS = {"gcs-server": 6379, "dashboard": 8265, "metrics": 8080}
 HEAD_METRICS = {"as-metrics": 44217, "dash-metrics": 44227}
 _SERVE = {"serve": 8000}  # by this name KubeRay makes its own Service, or nothing at all
 AGENT_PORT = 52365  # of Ray's agent on every node, which answers probes

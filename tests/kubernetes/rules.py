@@ -99,7 +99,8 @@ def head_runs_no_replica_and_stays(objects: Objects) -> Iterator[str]:
 def kuberay_finds_its_ports(objects: Objects) -> Iterator[str]:
     """A head that names ports must name these: without `serve` no RayService is ever ready."""
     (container,) = templates(objects)["head"]["spec"]["containers"]
-    yield from {"gcs", "dashboard", "metrics", "serve"} - {p["name"] for p in container["ports"]}
+    named = {port["name"] for port in container["ports"]}
+    yield from {"gcs-server", "dashboard", "metrics", "serve"} - named
 
 
 @rule

@@ -72,7 +72,7 @@ def test_one_to_ten_members_of_odd_names_give_the_same_valid_objects(num_members
     assert [found for check in RULES.values() for found in check(objects)] == []
     assert list(yaml.safe_load_all(to_yaml(objects))) == objects
     assert list(served_spec(objects).members) == ODD_NAMES[:num_members]
-    if SCHEMAS.is_dir():
+    if SCHEMAS.is_dir() and num_members == len(ODD_NAMES):  # all the names there are
         assert [problem for item in objects for problem in problems_of(item)] == []
 
 
