@@ -112,26 +112,25 @@ def _check_models(spec: ClusterSpec) -> None:
     """Refuse at once what replicas would refuse after a minute."""
     from cluster.errors import CuveeError
     from cluster.gates.file import gate_of
+    from cluster.merging.cache import folder_of
     from cluster.models.facts import check_split, read_facts, read_vocabulary
-    from cluster.models.reference import ModelKind
-    from cluster.models.resolve import resolve
     from cluster.rankers.facts import read_ranker_config
 
     folders: dict[str, Path] = {}
     for name, member in spec.members.items():
-        if member.reference.kind is ModelKind.HUB:  # its replicas may still download it
+        if member.is_on_hub:  # its replicas may still download it
             continue
         try:
-            folders[name] = resolve(member.model, member.revision, download=False)
+            folders[name] = folder_of(member, download=False)
             if member.num_shards > 1:
                 check_split(read_facts(folders[name]), member.num_shards)
         except CuveeError as error:
             error.field = f"members.{name}.{error.field or 'model'}"
             raise
     for name, ranker in spec.rankers.items():
-        if ranker.reference.kind is not ModelKind.HUB:
+        if not ranker.is_on_hub:
             try:
-                read_ranker_config(resolve(ranker.model, download=False), ranker)
+                read_ranker_config(folder_of(ranker, download=False), ranker)
             except CuveeError as error:
                 error.field = f"rankers.{name}.model"
                 raise

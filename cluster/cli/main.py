@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from cluster import __version__
 from cluster.cli.blends import blends
@@ -38,6 +39,23 @@ evaluate = typer.Typer(
 
 gate = typer.Typer(
     help="Learned gates of route blends.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+class MergeByDefault(TyperGroup):
+    """`cuvee merge RECIPE OUT` beside `cuvee merge search …`: what is no command is a recipe."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        known = {*self.commands, *ctx.help_option_names}
+        named = args if args and args[0] in known else ["run", *args]
+        return super().parse_args(ctx, named if args else args)
+
+
+merges = typer.Typer(
+    cls=MergeByDefault,
+    help="Merge weights: cuvee merge RECIPE OUT.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 RevisionOption = Annotated[
@@ -132,9 +150,24 @@ def train_gate(
     raise typer.Exit(train_gate(file, data, blend, hidden, held_out, seed, as_json, Console()))
 
 
+@merges.command("run")
+def run_merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, as mergekit's files are.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Merge checkpoints into a new model folder; `run` may be left out."""
+    from rich.console import Console
+
+    from cluster.cli.merge import merge
+
+    raise typer.Exit(merge(recipe, out, as_json, Console()))
+
+
 evaluate.command()(shows_credentials(perplexity))
 
 app.add_typer(models, name="models")
 app.add_typer(evaluate, name="eval")
 app.add_typer(gate, name="gate")
+app.add_typer(merges, name="merge")
 app.add_typer(keys, name="keys")

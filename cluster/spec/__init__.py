@@ -10,11 +10,12 @@ Importing this costs pydantic and PyYAML, never torch or transformers.
 
 from cluster.spec.blend import AdaptSpec, BlendBase, MixtureSpec, SamplingSpec
 from cluster.spec.combined import CombinedSpec, ContrastSpec, EnsembleSpec, ProxySpec
-from cluster.spec.load import load_spec, parse_mapping, parse_spec
+from cluster.spec.load import load_recipe, load_spec, parse_mapping, parse_spec
 from cluster.spec.member import MemberSpec
 from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec
 from cluster.spec.placed import PlacedSpec, ResourcesSpec
 from cluster.spec.ranker import RankerSpec
+from cluster.spec.recipe import MergedSpec, RecipeSpec
 from cluster.spec.replies import ChooseSpec, FuseSpec, ProposingSpec
 from cluster.spec.route import (
     ExampleGate,
@@ -45,11 +46,13 @@ __all__ = [
     "LearnedGate",
     "LimitsSpec",
     "MemberSpec",
+    "MergedSpec",
     "MixtureSpec",
     "PlacedSpec",
     "ProposingSpec",
     "ProxySpec",
     "RankerSpec",
+    "RecipeSpec",
     "ResourcesSpec",
     "RouteSpec",
     "RoutersSpec",
@@ -58,6 +61,7 @@ __all__ = [
     "Span",
     "TlsSpec",
     "UncertaintyGate",
+    "load_recipe",
     "load_spec",
     "parse_mapping",
     "parse_size",
