@@ -16,7 +16,8 @@ from ray.serve.config import RequestRouterConfig
 from cluster import __version__
 from cluster.errors import CuveeError
 from cluster.members.sizing import num_leases
-from cluster.spec import ClusterSpec, MemberSpec, PlacedSpec, RankerSpec, RoutersSpec
+from cluster.merging.cache import folder_of
+from cluster.spec import ClusterSpec, MemberSpec, MergedSpec, PlacedSpec, RankerSpec, RoutersSpec
 from deployments.member import MemberDeployment
 from deployments.placement import ROUTER_CPUS, serve_options
 from deployments.ranker import MAX_RANKINGS, RankerDeployment
@@ -39,6 +40,9 @@ def build_beside(args: ClusterSpec, before: ClusterSpec) -> serve.Application:
     """The application with the models of another one too: those on their way out."""
     members = {**before.members, **args.members}
     rankers = {**before.rankers, **args.rankers}
+    for placed in (*members.values(), *rankers.values()):
+        if isinstance(placed.model, MergedSpec):  # once, before replicas ask for it all together
+            folder_of(placed, download=True)
     bound = [
         *(member_app(name, member) for name, member in members.items()),
         *(ranker_app(name, ranker) for name, ranker in rankers.items()),

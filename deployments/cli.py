@@ -15,7 +15,7 @@ from cluster.cli.options import JsonOption, MarksOption
 
 if TYPE_CHECKING:
     from cluster.errors import CuveeError
-    from cluster.spec import ClusterSpec
+    from cluster.spec import ClusterSpec, PlacedSpec
 
 PortOption = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Listen here instead; 0: any free port.")
@@ -98,6 +98,7 @@ def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> Clus
             raise typer.Exit(2) from None
         _fail(error, code=2, as_json=True)
     try:
+        _build_merges(spec)
         _check_models(spec)
         _check_access(spec)
     except CuveeError as error:
@@ -106,6 +107,25 @@ def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> Clus
     if port is None:
         return spec
     return spec.model_copy(update={"serving": spec.serving.model_copy(update={"port": port})})
+
+
+def _build_merges(spec: ClusterSpec) -> None:
+    """Make what members and rankers are merged from, before any replica asks for it."""
+    from cluster.cli.merge import merging
+    from cluster.errors import CuveeError
+    from cluster.merging.cache import folder_of
+    from cluster.spec import MergedSpec
+
+    for kind, placed_by_name in (("members", spec.members), ("rankers", spec.rankers)):
+        for name, placed in placed_by_name.items():
+            if not isinstance(placed.model, MergedSpec):
+                continue
+            try:
+                with merging(f"merging {name}") as watch:
+                    folder_of(placed, download=True, watch=watch)
+            except CuveeError as error:
+                error.field = f"{kind}.{name}.model.merge"
+                raise
 
 
 def _check_models(spec: ClusterSpec) -> None:
@@ -118,7 +138,7 @@ def _check_models(spec: ClusterSpec) -> None:
 
     folders: dict[str, Path] = {}
     for name, member in spec.members.items():
-        if member.is_on_hub:  # its replicas may still download it
+        if _may_be_elsewhere(member):  # its replicas may still download it
             continue
         try:
             folders[name] = folder_of(member, download=False)
@@ -128,7 +148,7 @@ def _check_models(spec: ClusterSpec) -> None:
             error.field = f"members.{name}.{error.field or 'model'}"
             raise
     for name, ranker in spec.rankers.items():
-        if not ranker.is_on_hub:
+        if not _may_be_elsewhere(ranker):
             try:
                 read_ranker_config(folder_of(ranker, download=False), ranker)
             except CuveeError as error:
@@ -143,6 +163,12 @@ def _check_models(spec: ClusterSpec) -> None:
         except CuveeError as error:
             error.field = f"blends.{name}"
             raise
+
+
+def _may_be_elsewhere(placed: PlacedSpec) -> bool:
+    from cluster.models.reference import ModelKind
+
+    return placed.reference is not None and placed.reference.kind is ModelKind.HUB
 
 
 def _check_access(spec: ClusterSpec) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import NotFound, Unavailable
 from cluster.merging.digests import digest_of
@@ -21,10 +21,15 @@ from cluster.merging.manifest import FORMAT
 from cluster.models.resolve import models_home, resolve
 from cluster.spec import MergedSpec, PlacedSpec, RecipeSpec
 
+if TYPE_CHECKING:
+    from cluster.merging.merge import Watch
+
 _KEY_LENGTH = 16
 
 
-def folder_of(spec: PlacedSpec, *, download: bool) -> Path:
+def folder_of(
+    spec: PlacedSpec, *, download: bool, watch: Watch = lambda done, total: None
+) -> Path:
     """The folder of a member's or ranker's model; a merge is built now unless it is there.
 
     Processes that ask for the same merge at the same time wait for one of them to build it.
@@ -38,7 +43,7 @@ def folder_of(spec: PlacedSpec, *, download: bool) -> Path:
 
         with _alone(folder):
             if not folder.is_dir():
-                merge(recipe, folder, download=download)
+                merge(recipe, folder, download=download, watch=watch)
     return folder
 
 

@@ -120,19 +120,6 @@ class PlacedSpec(Frozen):
         return ModelReference.parse(self.model) if isinstance(self.model, str) else None
 
     @property
-    def is_on_hub(self) -> bool:
-        """Whether its model, or one that it is made of, may have to be downloaded."""
-        return any(ModelReference.parse(name).kind is ModelKind.HUB for name in self._models)
-
-    @property
-    def _models(self) -> tuple[str, ...]:
-        if not isinstance(self.model, MergedSpec):
-            return (self.model,)
-        recipe = self.model.merge
-        base = (recipe.base_model,) if recipe.base_model else ()
-        return (*base, *(source.model for source in recipe.inputs))
-
-    @property
     def min_replicas(self) -> int:
         return self.autoscaling.min_replicas if self.autoscaling else self.replicas or 1
 
