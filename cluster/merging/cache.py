@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 _KEY_LENGTH = 16
 
 
-def folder_of(
-    spec: PlacedSpec, *, download: bool, watch: Watch = lambda done, total: None
-) -> Path:
+def folder_of(spec: PlacedSpec, *, download: bool, watch: Watch = lambda done, total: None) -> Path:
     """The folder of a member's or ranker's model; a merge is built now unless it is there.
 
     Processes that ask for the same merge at the same time wait for one of them to build it.

@@ -1,7 +1,8 @@
 """What each tensor of the result is made of, decided from names and shapes alone.
 
 Layers of the result are numbered anew, part after part. What lies before the layers comes from the
-sources of the first part, what lies after them from those of the last.
+sources of the first part, what lies after them from those of the last; of a gradient both have the
+first value, as in mergekit.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def plan_merge(
             steps += plan.layer(part, offset, len(layers))
             layers.append((part.sources[0].key, part.sources[0].begin + offset))
     steps += [
-        plan.step(name, last, dict.fromkeys(range(len(last.sources)), name), 1.0)
+        plan.step(name, last, dict.fromkeys(range(len(last.sources)), name), 0.0)
         for name in _names(last, [source.outside() for source in last.sources])
         if not is_before_layers(name)
     ]

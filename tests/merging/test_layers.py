@@ -1,4 +1,4 @@
-"""Layer stacking: the models that come out load anywhere, generate, and do what their layers say."""
+"""Layer stacking: what comes out loads anywhere, generates, and does what its layers say."""
 
 from __future__ import annotations
 
