@@ -137,10 +137,14 @@ def load_model(folder: Path) -> Any:
     """A causal model, or a sequence classifier where that is what the folder holds."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    config = json.loads((folder / "config.json").read_text())
-    is_classifier = "SequenceClassification" in (config.get("architectures") or [""])[0]
-    auto = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    auto = AutoModelForSequenceClassification if is_classifier(folder) else AutoModelForCausalLM
     return auto.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder holds a sequence classifier, such as a reward model."""
+    config = json.loads((folder / "config.json").read_text())
+    return "SequenceClassification" in (config.get("architectures") or [""])[0]
 
 
 def _adapter(model: str, revision: str | None, *, download: bool) -> Path:
