@@ -73,6 +73,7 @@ class Composer:
         if parameters["rank"] and combination.endswith("svd"):
             options["svd_rank"] = int(parameters["rank"])
         if _COMPOSED in self._peft.peft_config:
+            self._peft.set_adapter(self._names[0])
             self._peft.delete_adapter(_COMPOSED)
         try:
             self._peft.add_weighted_adapter(self._names, list(weights), _COMPOSED, **options)

@@ -188,9 +188,9 @@ def _weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Pieces
 def _anchored(tensors: Sequence[Tensor], weights: Sequence[float]) -> Pieces:
     total = sum(weights)
     for first, *others in pieces(tensors):
-        result = first * total
+        result = first if total == 1 else first * total
         for other, weight in zip(others, weights[1:], strict=True):
-            result.add_(other - first, alpha=weight)
+            result = torch.add(result, other - first, alpha=weight)
         yield result
 
 

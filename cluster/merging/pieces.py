@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-PIECE = 1 << 20  # elements; what is drawn at random depends on it, so it never changes
+PIECE = 1 << 18  # elements: 1 MiB, which caches hold; random draws depend on it, so it stays
 
 Pieces = Iterator[Tensor]  # float32, one-dimensional, in order: together one whole tensor
 
@@ -25,11 +25,11 @@ def assemble(parts: Pieces, like: Tensor, dtype: torch.dtype) -> Tensor | None:
     None when a number is not finite, also where `dtype` has no room for it.
     """
     whole = torch.empty(like.shape, dtype=dtype)
-    flat, begin = whole.view(-1), 0
+    flat, begin, most = whole.view(-1), 0, torch.finfo(dtype).max
     for part in parts:
-        here = flat[begin : begin + part.numel()]
-        here.copy_(part)
-        if not torch.isfinite(here).all():
+        low, high = torch.aminmax(part)
+        if not (low >= -most and high <= most):  # no comparison holds for what is no number
             return None
+        flat[begin : begin + part.numel()] = part
         begin += part.numel()
     return whole
