@@ -7,8 +7,9 @@ of them. The folder appears when it is whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ from cluster.merging.writer import WeightWriter
 from cluster.spec.recipe import RecipeSpec
 
 Watch = Callable[[int, int], None]  # bytes read and written so far, and of how many
+
+_MAX_AHEAD_BYTES = 128 << 20  # of a tensor that is read before its turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +93,26 @@ def merged_tensors(
 ) -> Iterator[tuple[Step, Tensor]]:
     """Every tensor of the result in the plan's order; raises Unsupported where not finite."""
     places = {key: at for at, key in enumerate(prepared.checkpoints)}
-    for step in prepared.plan.steps:
-        tensors = [prepared.checkpoints[o.model].read(o.tensor) for o in step.read]
+    for step, tensors in _read_ahead(prepared):
         if relating is not None and len(tensors) > 1:
             relating.see([called(operand.model) for operand in step.read], tensors)
         yield step, merge_step(prepared.recipe.merge_method, step, tensors, places)
+
+
+def _read_ahead(prepared: Prepared) -> Iterator[tuple[Step, list[Tensor]]]:
+    """Each step with what it reads; what the next one reads comes in meanwhile, unless large."""
+
+    def read(step: Step) -> list[Tensor]:
+        return [prepared.checkpoints[o.model].read(o.tensor) for o in step.read]
+
+    steps = prepared.plan.steps
+    with ThreadPoolExecutor(1) as reading:
+        ahead: Future[list[Tensor]] | None = None
+        for step, following in zip_longest(steps, steps[1:]):
+            tensors = read(step) if ahead is None else ahead.result()
+            is_small = following is not None and following.num_bytes <= _MAX_AHEAD_BYTES
+            ahead = reading.submit(read, following) if is_small else None
+            yield step, tensors
 
 
 def merge_step(
