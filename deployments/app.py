@@ -17,7 +17,16 @@ from ray.serve.config import RequestRouterConfig
 from cluster import __version__
 from cluster.errors import CuveeError, InvalidRequest
 from cluster.members.sizing import num_leases
-from cluster.spec import ClusterSpec, MemberSpec, PlacedSpec, RankerSpec, RoutersSpec, parse_spec
+from cluster.merging.cache import folder_of
+from cluster.spec import (
+    ClusterSpec,
+    MemberSpec,
+    MergedSpec,
+    PlacedSpec,
+    RankerSpec,
+    RoutersSpec,
+    parse_spec,
+)
 from deployments.member import MemberDeployment
 from deployments.placement import serve_options
 from deployments.ranker import MAX_RANKINGS, RankerDeployment
@@ -55,6 +64,9 @@ def application_beside(spec: ClusterSpec, before: ClusterSpec) -> serve.Applicat
     """The application with the models of another one too: those on their way out."""
     members = {**before.members, **spec.members}
     rankers = {**before.rankers, **spec.rankers}
+    for placed in (*members.values(), *rankers.values()):
+        if isinstance(placed.model, MergedSpec):  # once, before replicas ask for it all together
+            folder_of(placed, download=True)
     bound = [
         *(member_app(name, member) for name, member in members.items()),
         *(ranker_app(name, ranker) for name, ranker in rankers.items()),

@@ -17,7 +17,7 @@ from deployments.simulation.command import simulate
 
 if TYPE_CHECKING:
     from cluster.errors import CuveeError
-    from cluster.spec import ClusterSpec
+    from cluster.spec import ClusterSpec, PlacedSpec
 
 PortOption = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Listen here instead; 0: any free port.")
@@ -104,6 +104,7 @@ def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> Clus
             raise typer.Exit(2) from None
         _fail(error, code=2, as_json=True)
     try:
+        _build_merges(spec)
         _check_models(spec)
         _check_access(spec)
     except CuveeError as error:
@@ -114,30 +115,48 @@ def _load(file: Path, *, port: int | None = None, as_json: bool = False) -> Clus
     return spec.model_copy(update={"serving": spec.serving.model_copy(update={"port": port})})
 
 
+def _build_merges(spec: ClusterSpec) -> None:
+    """Make what members and rankers are merged from, before any replica asks for it."""
+    from cluster.cli.merge import merging
+    from cluster.errors import CuveeError
+    from cluster.merging.cache import folder_of
+    from cluster.spec import MergedSpec
+
+    for kind, placed_by_name in (("members", spec.members), ("rankers", spec.rankers)):
+        for name, placed in placed_by_name.items():
+            if not isinstance(placed.model, MergedSpec):
+                continue
+            try:
+                with merging(f"merging {name}") as watch:
+                    folder_of(placed, download=True, watch=watch)
+            except CuveeError as error:
+                error.field = f"{kind}.{name}.model.merge"
+                raise
+
+
 def _check_models(spec: ClusterSpec) -> None:
     """Refuse at once what replicas would refuse after a minute."""
     from cluster.errors import CuveeError
     from cluster.gates.file import gate_of
+    from cluster.merging.cache import folder_of
     from cluster.models.facts import check_split, read_facts, read_vocabulary
-    from cluster.models.reference import ModelKind
-    from cluster.models.resolve import resolve
     from cluster.rankers.facts import read_ranker_config
 
     folders: dict[str, Path] = {}
     for name, member in spec.members.items():
-        if member.reference.kind is ModelKind.HUB:  # its replicas may still download it
+        if _may_be_elsewhere(member):  # its replicas may still download it
             continue
         try:
-            folders[name] = resolve(member.model, member.revision, download=False)
+            folders[name] = folder_of(member, download=False)
             if member.num_shards > 1:
                 check_split(read_facts(folders[name]), member.num_shards)
         except CuveeError as error:
             error.field = f"members.{name}.{error.field or 'model'}"
             raise
     for name, ranker in spec.rankers.items():
-        if ranker.reference.kind is not ModelKind.HUB:
+        if not _may_be_elsewhere(ranker):
             try:
-                read_ranker_config(resolve(ranker.model, download=False), ranker)
+                read_ranker_config(folder_of(ranker, download=False), ranker)
             except CuveeError as error:
                 error.field = f"rankers.{name}.model"
                 raise
@@ -150,6 +169,12 @@ def _check_models(spec: ClusterSpec) -> None:
         except CuveeError as error:
             error.field = f"blends.{name}"
             raise
+
+
+def _may_be_elsewhere(placed: PlacedSpec) -> bool:
+    from cluster.models.reference import ModelKind
+
+    return placed.reference is not None and placed.reference.kind is ModelKind.HUB
 
 
 def _check_access(spec: ClusterSpec) -> None:

@@ -45,7 +45,8 @@ def warnings_about(report: Report, *, num_cpus: int, memory_bytes: int | None) -
 
 def _about_member(member: MemberReport) -> Iterator[str]:
     where, spec, facts = f"members.{member.name}", member.spec, member.facts
-    if spec.reference.kind is ModelKind.HUB and not _COMMIT.fullmatch(spec.revision or ""):
+    is_on_hub = spec.reference is not None and spec.reference.kind is ModelKind.HUB
+    if is_on_hub and not _COMMIT.fullmatch(spec.revision or ""):
         yield f"{where}.revision: not pinned to a commit, so its weights may change under you"
     if spec.max_context and spec.max_context > facts.max_context:
         yield (

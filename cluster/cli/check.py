@@ -112,9 +112,11 @@ def _print_members(console: Console, members: list[MemberReport], file: Path) ->
 def _short_model(member: MemberReport, file: Path) -> str:
     """Folders as the file most likely writes them, since the spec holds them in full."""
     here = file.absolute().parent
-    if member.spec.reference.kind is ModelKind.FOLDER and member.facts.folder.is_relative_to(here):
+    reference = member.spec.reference
+    is_folder = reference is not None and reference.kind is ModelKind.FOLDER
+    if is_folder and member.facts.folder.is_relative_to(here):
         return f"./{member.facts.folder.relative_to(here)}"
-    return member.spec.model
+    return member.spec.model_name
 
 
 def _print_replicas(console: Console, members: list[MemberReport]) -> None:
@@ -146,7 +148,7 @@ def _print_rankers(console: Console, spec: ClusterSpec) -> None:
         (
             name,
             ranker.kind,
-            ranker.model,
+            ranker.model_name,
             plain_number(ranker.resources.num_cpus),
             plain_number(ranker.resources.num_gpus),
             _range(ranker.min_replicas, ranker.max_replicas),
@@ -250,7 +252,7 @@ def _as_mapping(report: Report, warnings: list[str]) -> dict[str, Any]:
         "default_blend": report.spec.default_blend,
         "members": {name: _member_mapping(member) for name, member in report.members.items()},
         "rankers": {
-            name: ranker.model_dump(mode="json", include={"kind", "model"})
+            name: {"kind": ranker.kind, "model": ranker.model_name}
             for name, ranker in report.spec.rankers.items()
         },
         "blends": {name: _blend_mapping(blend) for name, blend in report.blends.items()},
@@ -260,8 +262,8 @@ def _as_mapping(report: Report, warnings: list[str]) -> dict[str, Any]:
 def _member_mapping(member: MemberReport) -> dict[str, Any]:
     facts, need, resources = member.facts, member.need, member.spec.resources
     return {
-        "model": member.spec.model,
-        "folder": str(facts.folder),
+        "model": member.spec.model_name,
+        "folder": str(facts.folder) if facts.folder.is_dir() else None,  # not built yet
         "architecture": facts.architecture,
         "num_parameters": facts.sizes.num_parameters,
         "dtype": member.dtype,

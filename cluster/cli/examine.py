@@ -6,12 +6,14 @@ All that `cuvee check` shows is computed here; how it looks is `cluster.cli.chec
 from __future__ import annotations
 
 import string
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import CuveeError
 from cluster.gates.file import gate_of
+from cluster.merging.cache import folder_or_sketch
 from cluster.models.facts import (
     MemoryNeed,
     ModelFacts,
@@ -23,7 +25,6 @@ from cluster.models.facts import (
     read_vocabulary,
 )
 from cluster.models.machine import free_memory_bytes
-from cluster.models.resolve import resolve
 from cluster.rankers.facts import read_ranker_config
 from cluster.spec import BlendSpec, ClusterSpec, MemberSpec, Span
 from cluster.text.vocabulary import Vocabulary
@@ -74,6 +75,12 @@ class Report:
 
 def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
     """Look at every model's folder; blends are reported where all their members could be read."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return _examine(spec, progress, Path(scratch))
+
+
+def _examine(spec: ClusterSpec, progress: Callable[[str], None], scratch: Path) -> Report:
+    """Merges that are not built yet are sketched in `scratch`."""
     members: dict[str, MemberReport] = {}
     failures: dict[str, CuveeError] = {}
     letters: dict[str, str] = {}  # fingerprint to letter
@@ -81,7 +88,7 @@ def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
     for name, member in spec.members.items():
         progress(f"reading {name}")
         try:
-            folder = resolve(member.model, member.revision, download=False)
+            folder = folder_or_sketch(member, scratch / name)
             facts = read_facts(folder)
             check_split(facts, member.num_shards)
             if folder not in vocabularies:
@@ -94,7 +101,7 @@ def examine(spec: ClusterSpec, progress: Callable[[str], None]) -> Report:
     for name, ranker in spec.rankers.items():
         progress(f"reading {name}")
         try:
-            folder = resolve(ranker.model, ranker.revision, download=False)
+            folder = folder_or_sketch(ranker, scratch / f"ranker-{name}")
             read_ranker_config(folder, ranker)
         except CuveeError as error:
             failures[f"rankers.{name}"] = error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from cluster import __version__
 from cluster.cli.blends import blends
@@ -38,6 +39,23 @@ evaluate = typer.Typer(
 
 gate = typer.Typer(
     help="Learned gates of route blends.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+class MergeByDefault(TyperGroup):
+    """`cuvee merge RECIPE OUT` beside `cuvee merge search …`: what is no command is a recipe."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        known = {*self.commands, *ctx.help_option_names}
+        named = args if args and args[0] in known else ["run", *args]
+        return super().parse_args(ctx, named if args else args)
+
+
+merges = typer.Typer(
+    cls=MergeByDefault,
+    help="Merge weights: cuvee merge RECIPE OUT.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 RevisionOption = Annotated[
@@ -132,9 +150,67 @@ def train_gate(
     raise typer.Exit(train_gate(file, data, blend, hidden, held_out, seed, as_json, Console()))
 
 
+@merges.command("run")
+def run_merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, as mergekit's files are.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Then compare it with its models and their blends on this text; of reward models, "
+            "on JSONL of prompt, chosen, rejected. May be repeated.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge checkpoints into a new model folder; `run` may be left out."""
+    from rich.console import Console
+
+    from cluster.cli.merge import merge
+
+    raise typer.Exit(merge(recipe, out, compare or [], as_json, Console()))
+
+
+@merges.command("search")
+def search_merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; its weights are where it starts.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Texts, or JSONL with prompt and reply in each line.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the tuned recipe there.")] = None,
+    evaluations: Annotated[int, typer.Option(min=5, help="Most merges to try.")] = 40,
+    limit: Annotated[int, typer.Option(min=2, help="Most passages per text.")] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Tune a recipe's weights on half of the passages; report both halves."""
+    from rich.console import Console
+
+    from cluster.cli.merge import search
+
+    raise typer.Exit(search(recipe, files, out, evaluations, limit, as_json, Console()))
+
+
+@evaluate.command("rewards")
+def eval_rewards(
+    pairs: Annotated[Path, typer.Argument(help="JSONL: prompt, chosen and rejected.")],
+    model: Annotated[list[str], typer.Option(help="As a blend file names it; repeat for more.")],
+    noise: Annotated[float, typer.Option(min=0, max=1, help="Share of letters replaced.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Reward models side by side: accuracy, and agreement when their inputs are noised."""
+    from rich.console import Console
+
+    from cluster.cli.merge import rewards
+
+    raise typer.Exit(rewards(model, pairs, noise, seed, as_json, Console()))
+
+
 evaluate.command()(shows_credentials(perplexity))
 
 app.add_typer(models, name="models")
 app.add_typer(evaluate, name="eval")
 app.add_typer(gate, name="gate")
+app.add_typer(merges, name="merge")
 app.add_typer(keys, name="keys")

@@ -7,7 +7,7 @@ passages; each is measured given the characters before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -18,6 +18,8 @@ import typer
 
 from cluster.cli.options import DEFAULT_SERVER, JsonOption, ServerOption
 from cluster.cli.plot import FORMATS, Voice, words_of, write_plot
+from cluster.errors import InvalidRequest
+from cluster.models.passages import Passage, cut_passages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,14 +28,6 @@ if TYPE_CHECKING:
     from cuvee.v1 import generation_pb2 as pb
 
 _NUM_AT_ONCE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A stretch of a file, and what comes before it."""
-
-    before: str
-    text: str
 
 
 @dataclass(slots=True)
@@ -80,7 +74,7 @@ def perplexity(
         raise typer.BadParameter(
             f"got {plot}; expected a name that ends in {' or '.join(FORMATS)}", param_hint="--plot"
         )
-    by_file = [list(cut(file, context, passage, limit)) for file in files]
+    by_file = [cut(file, context, passage, limit) for file in files]
     passages = [p for of_file in by_file for p in of_file]
     with calling(server, as_json=as_json) as called:
         listed = called.blends.ListBlends(blend_pb2.ListBlendsRequest(), timeout=10)
@@ -95,19 +89,12 @@ def perplexity(
         _print(Console(), passages, rows)
 
 
-def cut(file: Path, context: int, passage: int, limit: int) -> Iterator[Passage]:
-    """Passages one after another, each with the characters before it; a short last one counts."""
+def cut(file: Path, context: int, passage: int, limit: int) -> list[Passage]:
+    """As `cut_passages`; what is wrong with a file is wrong with the command."""
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file}: {error}", param_hint="FILES") from None
-    if len(text) <= context:
-        raise typer.BadParameter(
-            f"{file} has {len(text)} characters; expected more than --context, {context}",
-            param_hint="FILES",
-        )
-    for begin in list(range(context, len(text), passage))[:limit]:
-        yield Passage(text[begin - context : begin], text[begin : begin + passage])
+        return list(cut_passages(file, context, passage, limit))
+    except InvalidRequest as error:
+        raise typer.BadParameter(error.message, param_hint="FILES") from None
 
 
 def _measure(
@@ -189,7 +176,7 @@ def _print(
         if math.isfinite(bits):
             line.append("  ").append(bar(bits / worst), "cyan")
         print_line(console, line)
-    num_bytes = sum(len(passage.text.encode()) for passage in passages)
+    num_bytes = sum(passage.num_bytes for passage in passages)
     print_line(console)
     print_line(
         console,
@@ -206,7 +193,7 @@ def _as_mapping(
         "ok": True,
         "files": [str(file) for file in files],
         "num_passages": len(passages),
-        "num_bytes": sum(len(passage.text.encode()) for passage in passages),
+        "num_bytes": sum(passage.num_bytes for passage in passages),
         "bits_per_byte": [
             {
                 "name": name,

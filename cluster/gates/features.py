@@ -19,8 +19,8 @@ from cluster.blending.base import Span
 from cluster.errors import Unsupported
 from cluster.gates.examples import Example
 from cluster.members.base import Prompt
+from cluster.merging.cache import folder_of
 from cluster.models.machine import device_of
-from cluster.models.resolve import resolve
 from cluster.rankers.base import RankRequest, last_message
 from cluster.rankers.model import RankerModel
 from cluster.spec import ClusterSpec, LearnedGate, MemberSpec, RouteSpec
@@ -44,7 +44,7 @@ class Reader:
     def __init__(self, spec: MemberSpec) -> None:
         from transformers import AutoModelForCausalLM
 
-        folder = resolve(spec.model, spec.revision, download=True)
+        folder = folder_of(spec, download=True)
         dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
         self.text = MemberText.load(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

@@ -30,11 +30,11 @@ class GateInputs:
         """What the gate of a blend must have been trained for."""
         gate = blend.gate
         assert isinstance(gate, LearnedGate), "other gates have no file"
-        members = tuple((name, spec.members[name].model) for name in blend.members)
+        members = tuple((name, spec.members[name].model_name) for name in blend.members)
         if gate.reader is not None:
-            return cls(members, ("reader", gate.reader, spec.members[gate.reader].model))
+            return cls(members, ("reader", gate.reader, spec.members[gate.reader].model_name))
         assert gate.ranker is not None, "a gate reads a member or a ranker"
-        return cls(members, ("ranker", gate.ranker, spec.rankers[gate.ranker].model))
+        return cls(members, ("ranker", gate.ranker, spec.rankers[gate.ranker].model_name))
 
     def __str__(self) -> str:
         kind, name, model = self.source

@@ -11,9 +11,9 @@ from cluster.engine.thread import EngineThread
 from cluster.engine.types import Output
 from cluster.members.base import MemberInfo
 from cluster.members.replica import Replica
+from cluster.merging.cache import folder_of
 from cluster.models.facts import check_split, default_kv_memory, read_facts
 from cluster.models.machine import device_of, free_memory_bytes
-from cluster.models.resolve import resolve
 from cluster.spec import MemberSpec
 from cluster.text.member import MemberText
 
@@ -29,7 +29,7 @@ async def build_replica(
     engine, text = await asyncio.to_thread(_load, spec, on_lost)
     info = MemberInfo(
         member=name,
-        model=spec.model,
+        model=spec.model_name,
         vocabulary=text.vocabulary.fingerprint,
         max_context=engine.max_context,
         has_chat_template=text.has_chat_template,
@@ -44,7 +44,7 @@ async def build_replica(
 
 
 def _load(spec: MemberSpec, on_lost: Callable[[], None]) -> tuple[Engine, MemberText]:
-    folder = resolve(spec.model, spec.revision, download=True)
+    folder = folder_of(spec, download=True)
     facts = read_facts(folder)  # first, since it has the clearest words for what cannot be served
     check_split(facts, spec.num_shards)
     text = MemberText.load(folder)

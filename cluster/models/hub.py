@@ -6,7 +6,15 @@ from pathlib import Path
 
 from cluster.errors import CuveeError, NotFound, Unavailable
 
-_FILES = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.*")
+_FILES = (
+    "model*.safetensors",
+    "adapter*.safetensors",
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "merges.txt",
+    "vocab.*",
+)
 
 
 def from_hub(name: str, revision: str | None, *, download: bool) -> Path:

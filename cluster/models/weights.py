@@ -13,11 +13,11 @@ from typing import Any
 
 from cluster.errors import NotFound, Unsupported
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.gguf")
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ def weight_files(folder: Path, *, called: str = "") -> tuple[Path, ...]:
             hint = "; it is an adapter: merge it into its base model first"
         message = f"{called}: {folder} holds no config.json, so it is no model folder{hint}"
         raise NotFound("MODEL_NOT_FOUND", message, field="model")
-    if (folder / _SINGLE).is_file():
-        return (folder / _SINGLE,)
-    if (folder / _INDEX).is_file():
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    if (folder / INDEX).is_file():
         return _shards(folder, called)
     other = sorted(path.name for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern))
     found = f"only {', '.join(other)}" if other else "no weights"
@@ -57,10 +57,10 @@ def weight_files(folder: Path, *, called: str = "") -> tuple[Path, ...]:
 
 
 def _shards(folder: Path, called: str) -> tuple[Path, ...]:
-    names = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+    names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        message = f"{called}: {folder} lacks {', '.join(missing)}, which {_INDEX} names"
+        message = f"{called}: {folder} lacks {', '.join(missing)}, which {INDEX} names"
         raise NotFound("WEIGHTS_INCOMPLETE", message, field="model")
     return tuple(folder / name for name in names)
 
@@ -71,25 +71,24 @@ def weight_sizes(folder: Path) -> WeightSizes:
     num_of: dict[str, int] = {}
     other_bytes = 0
     for file in files:
-        for name, tensor in _header(file).items():
-            if name == "__metadata__":
-                continue
+        for tensor in read_header(file)[0].values():
             size = math.prod(tensor["shape"])
             num_of[tensor["dtype"]] = num_of.get(tensor["dtype"], 0) + size
-            if tensor["dtype"] not in _FLOATS:
+            if tensor["dtype"] not in FLOATS:
                 start, end = tensor["data_offsets"]
                 other_bytes += end - start
-    floats = {dtype: size for dtype, size in num_of.items() if dtype in _FLOATS}
+    floats = {dtype: size for dtype, size in num_of.items() if dtype in FLOATS}
     return WeightSizes(
         num_parameters=sum(num_of.values()),
         num_floats=sum(floats.values()),
         other_bytes=other_bytes,
-        dtype=_FLOATS[max(floats, key=floats.__getitem__)] if floats else "float32",
+        dtype=FLOATS[max(floats, key=floats.__getitem__)] if floats else "float32",
         file_bytes=sum(file.stat().st_size for file in files),
     )
 
 
-def _header(file: Path) -> dict[str, Any]:
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, by name, and where their data begins."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length <= _MAX_HEADER_BYTES:
@@ -98,7 +97,8 @@ def _header(file: Path) -> dict[str, Any]:
             except ValueError:
                 header = None
             if isinstance(header, dict):
-                return header
+                header.pop("__metadata__", None)
+                return header, 8 + length
         stream.seek(0)
         is_pointer = stream.read(40).startswith(b"version https://git-lfs")
     hint = " (it is a Git LFS pointer: run git lfs pull)" if is_pointer else ""

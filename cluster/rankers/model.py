@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cluster.errors import Unsupported
 from cluster.members.base import Prompt
+from cluster.merging.cache import folder_of
 from cluster.models.machine import device_of
-from cluster.models.resolve import resolve
 from cluster.rankers.base import Measures, RankRequest, as_text
 from cluster.rankers.facts import read_ranker_config
 from cluster.spec import RankerSpec
@@ -36,7 +36,7 @@ class RankerModel:
         """Load the model; raises Unsupported with the reason if it is not of its kind."""
         from transformers import AutoTokenizer
 
-        folder = resolve(spec.model, spec.revision, download=True)
+        folder = folder_of(spec, download=True)
         self._spec = spec
         read_ranker_config(folder, spec)  # it has the clearest words for what cannot rank
         self._model = _load(folder, spec)

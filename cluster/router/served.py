@@ -86,7 +86,7 @@ class Served:
         for name, member in self.spec.members.items():
             known = before.spec.members.get(name, member)
             if known.model != member.model:
-                self._leaving[name] = known.model
+                self._leaving[name] = known.model_name
             is_same = known == member and name in before._infos
             if is_same and (name in before._tokens or not self._draws_together(name)):
                 self._infos[name] = before._infos[name]

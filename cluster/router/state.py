@@ -32,7 +32,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Ask every member's replicas, all at once."""
         router, spec = self._router, self._router.spec
         asked = [
-            _member(name, router.member(name), spec.members[name].model) for name in spec.members
+            _member(name, router.member(name), member.model_name)
+            for name, member in spec.members.items()
         ]
         members = await asyncio.gather(*asked)
         return pb.GetStatusResponse(

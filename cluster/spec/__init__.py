@@ -10,11 +10,12 @@ Importing this costs pydantic and PyYAML, never torch or transformers.
 
 from cluster.spec.blend import AdaptSpec, BlendBase, MixtureSpec, SamplingSpec
 from cluster.spec.combined import CombinedSpec, ContrastSpec, EnsembleSpec, ProxySpec
-from cluster.spec.load import load_spec, parse_mapping, parse_spec
+from cluster.spec.load import load_recipe, load_spec, parse_mapping, parse_spec
 from cluster.spec.member import MemberSpec
 from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec
 from cluster.spec.placed import PlacedSpec
 from cluster.spec.ranker import RankerSpec
+from cluster.spec.recipe import MergedSpec, RecipeSpec
 from cluster.spec.replies import ChooseSpec, FuseSpec, ProposingSpec
 from cluster.spec.resources import ResourcesSpec
 from cluster.spec.route import (
@@ -46,12 +47,14 @@ __all__ = [
     "LearnedGate",
     "LimitsSpec",
     "MemberSpec",
+    "MergedSpec",
     "MetricsSpec",
     "MixtureSpec",
     "PlacedSpec",
     "ProposingSpec",
     "ProxySpec",
     "RankerSpec",
+    "RecipeSpec",
     "ResourcesSpec",
     "RouteSpec",
     "RoutersSpec",
@@ -60,6 +63,7 @@ __all__ = [
     "Span",
     "TlsSpec",
     "UncertaintyGate",
+    "load_recipe",
     "load_spec",
     "parse_mapping",
     "parse_size",

@@ -1,10 +1,10 @@
-"""From a file, a text or a mapping to a validated spec, or to one error listing every problem."""
+"""From a file, a text or a mapping to a validated tree, or to one error listing every problem."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,27 +12,45 @@ from cluster.errors import SpecError
 from cluster.spec.lines import Document, NotYaml, read_yaml
 from cluster.spec.messages import problem_of
 from cluster.spec.model import ClusterSpec
+from cluster.spec.recipe import RecipeSpec
 from cluster.spec.references import Problem, dangling, rankers_of
 from cluster.spec.values import BASE_FOLDER
 
 MAX_PROBLEMS = 100  # told at one time
 
+Tree = TypeVar("Tree", ClusterSpec, RecipeSpec)
+
+_EXPECTED: dict[type, str] = {
+    ClusterSpec: "version, members and blends",
+    RecipeSpec: "merge_method and models",
+}
+
 
 def load_spec(path: str | Path) -> ClusterSpec:
     """Read a blend file; relative model folders start from its folder."""
     path = Path(path)
+    return parse_spec(_read(path), path.absolute().parent, name=str(path))
+
+
+def load_recipe(path: str | Path) -> RecipeSpec:
+    """Read a merge recipe; relative model folders start from its folder."""
+    path = Path(path)
+    document = parse_document(_read(path), str(path))
+    return _validate(RecipeSpec, document, path.absolute().parent, str(path))
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SpecError("SPEC_NOT_FOUND", f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError("SPEC_UNREADABLE", f"{path}: cannot be read as text: {error}") from None
-    return parse_spec(text, path.absolute().parent, name=str(path))
 
 
 def parse_spec(text: str, base: Path | None = None, name: str = "<string>") -> ClusterSpec:
     """Parse YAML; relative model folders start from `base`, and errors call the text `name`."""
-    return _validate(parse_document(text, name), base, name)
+    return _validate(ClusterSpec, parse_document(text, name), base, name)
 
 
 def parse_document(text: str, name: str) -> Document:
@@ -50,22 +68,22 @@ def parse_mapping(
     mapping: Mapping[str, Any], base: Path | None = None, name: str = "<mapping>"
 ) -> ClusterSpec:
     """Validate what `to_mapping` gave, or the arguments of a Serve application, with our errors."""
-    return _validate(Document(dict(mapping), None, (), ()), base, name)
+    return _validate(ClusterSpec, Document(dict(mapping), None, (), ()), base, name)
 
 
-def _validate(document: Document, base: Path | None, name: str) -> ClusterSpec:
+def _validate(tree: type[Tree], document: Document, base: Path | None, name: str) -> Tree:
     problems = list(zip(document.problem_lines, document.problems, strict=True))
     spec = None
     if document.data is None:
-        problems.append((1, Problem((), "is empty; expected version, members and blends")))
+        problems.append((1, Problem((), f"is empty; expected {_EXPECTED[tree]}")))
     else:
         try:
-            spec = ClusterSpec.model_validate(document.data, context={BASE_FOLDER: base})
+            spec = tree.model_validate(document.data, context={BASE_FOLDER: base})
         except ValidationError as error:
-            found = _dangling_in(document.data)[:MAX_PROBLEMS]
-            errors = [e for e in error.errors() if e["loc"]][:MAX_PROBLEMS]
-            found += [problem_of(e, ClusterSpec, document) for e in errors]
-            found = found or [Problem((), "expected a mapping of version, members and blends")]
+            found = _dangling_in(document.data)[:MAX_PROBLEMS] if tree is ClusterSpec else []
+            errors = [e for e in error.errors() if e["loc"] or tree is not ClusterSpec]
+            found += [problem_of(e, tree, document) for e in errors[:MAX_PROBLEMS]]
+            found = found or [Problem((), f"expected a mapping of {_EXPECTED[tree]}")]
             problems += [(document.line(problem.location), problem) for problem in found]
     if problems or spec is None:
         raise spec_error(problems, name, with_lines=document.root is not None)

@@ -17,6 +17,7 @@ from yaml import ScalarNode
 from cluster.spec.blend import BlendBase, MixtureSpec
 from cluster.spec.combined import ContrastSpec, EnsembleSpec, ProxySpec
 from cluster.spec.lines import Document, misread
+from cluster.spec.placed import MODEL_TAGS
 from cluster.spec.references import Location, Problem, did_you_mean
 from cluster.spec.replies import ChooseSpec, FuseSpec
 from cluster.spec.route import GATES, RouteSpec
@@ -63,6 +64,8 @@ def _untagged(location: Location) -> Location:
     """Without the tags of unions that pydantic puts into it: the file has no such levels."""
     if location[:1] == ("blends",) and location[2:3] and location[2] in METHODS:
         location = location[:2] + location[3:]
+    if location[2:3] == ("model",) and location[3:4] and location[3] in MODEL_TAGS:
+        location = location[:3] + location[4:]
     if location[2:3] == ("gate",) and location[3:4] and location[3] in GATES:
         location = location[:3] + location[4:]
     return location
@@ -139,7 +142,7 @@ def _place(
         if is_tagged and part in GATES:
             is_tagged, model = False, GATES[str(part)]
             continue
-        if isinstance(part, int):  # a place in a list
+        if isinstance(part, int) or part in MODEL_TAGS:  # a place in a list, or no level at all
             continue
         fields = _fields(model)
         if part not in fields:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from cluster.models.reference import EXPECTED, ModelKind, ModelReference
 from cluster.spec.frozen import Frozen
+from cluster.spec.recipe import MergedSpec
 from cluster.spec.resources import ResourcesSpec
 from cluster.spec.scaling import AutoscalingSpec
-from cluster.spec.values import BASE_FOLDER, refuse
+from cluster.spec.values import ModelName, refuse
+
+MODEL_TAGS = ("model-name", "model-merge")  # of the two things that a model may be
+
+ModelField = Annotated[
+    Annotated[ModelName, Tag(MODEL_TAGS[0])] | Annotated[MergedSpec, Tag(MODEL_TAGS[1])],
+    Discriminator(lambda given: MODEL_TAGS[isinstance(given, Mapping | MergedSpec)]),
+]
 
 
 class PlacedSpec(Frozen):
     """A model from somewhere, and how its replicas run."""
 
-    model: str = Field(description=EXPECTED)
+    model: ModelField = Field(description=f"{EXPECTED}, or {{merge: a recipe}}")
     revision: str | None = Field(
         default=None, description="a branch, tag or commit of a hub repository, as text"
     )
@@ -41,8 +49,24 @@ class PlacedSpec(Frozen):
     )
 
     @property
-    def reference(self) -> ModelReference:
-        return ModelReference.parse(self.model)
+    def model_name(self) -> str:
+        """What its model is called everywhere; a merge by its method and a hash of its recipe."""
+        return self.model.merge.name if isinstance(self.model, MergedSpec) else self.model
+
+    @property
+    def reference(self) -> ModelReference | None:
+        """Where its model is; None for one that is made of others."""
+        return ModelReference.parse(self.model) if isinstance(self.model, str) else None
+
+    @property
+    def references(self) -> tuple[ModelReference, ...]:
+        """Where its weights come from: its model, or all that a merge is made of."""
+        if isinstance(self.model, str):
+            return (ModelReference.parse(self.model),)
+        recipe = self.model.merge
+        names = [given.model for given in recipe.inputs]
+        names += [recipe.base_model] if recipe.base_model else []
+        return tuple(map(ModelReference.parse, dict.fromkeys(names)))
 
     @property
     def min_replicas(self) -> int:
@@ -66,27 +90,12 @@ class PlacedSpec(Frozen):
             return {**given, "replicas": 1}
         return given
 
-    @field_validator("model")
-    @classmethod
-    def _known_kind_and_absolute(cls, model: str, info: ValidationInfo) -> str:
-        try:
-            reference = ModelReference.parse(model)
-        except ValueError as error:
-            raise refuse(str(error)) from None
-        if reference.kind is not ModelKind.FOLDER:
-            return model
-        folder = Path(model).expanduser()
-        if not folder.is_absolute():
-            base = (info.context or {}).get(BASE_FOLDER)
-            if base is None:
-                raise refuse("expected an absolute folder: there is no file to start from here")
-            folder = Path(base) / folder
-        return str(folder.resolve())
-
     @field_validator("revision")
     @classmethod
     def _only_for_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
         model = info.data.get("model")
+        if revision and isinstance(model, MergedSpec):
+            raise refuse("expected no revision here: each model of the recipe may have its own")
         if revision and model and ModelReference.parse(model).kind is not ModelKind.HUB:
             raise refuse(f"expected no revision: only hub repositories have one, not {model}")
         return revision

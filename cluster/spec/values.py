@@ -22,6 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from cluster.models.reference import ModelKind, ModelReference
+
 REFUSED = "cuvee_refused"  # the type of our own pydantic errors; their message is meant for people
 
 BASE_FOLDER = "base_folder"  # key of the validation context: where relative paths start
@@ -138,7 +140,25 @@ def absolute(path: str, info: ValidationInfo) -> str:
     return os.path.normpath(Path(base) / given)  # not resolved: links may be moved, as mounts do
 
 
+def _known_and_absolute(model: str, info: ValidationInfo) -> str:
+    """A model's name of a known kind; a folder as it is known everywhere."""
+    try:
+        reference = ModelReference.parse(model)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+    if reference.kind is not ModelKind.FOLDER:
+        return model
+    folder = Path(model).expanduser()
+    if not folder.is_absolute():
+        base = (info.context or {}).get(BASE_FOLDER)
+        if base is None:
+            raise refuse("expected an absolute folder: there is no file to start from here")
+        folder = Path(base) / folder
+    return str(folder.resolve())
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
+ModelName = Annotated[str, AfterValidator(_known_and_absolute)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Named = Annotated[Mapping[Name, V], AfterValidator(FrozenMapping), WrapSerializer(_plain)]

@@ -117,6 +117,11 @@ def in_pools(spec: ClusterSpec) -> ClusterSpec:
     )
 
 
+def is_in_image(model: PlacedSpec) -> bool:
+    """Whether the model is there before anything is downloaded or merged."""
+    return model.reference is not None and model.reference.kind is ModelKind.EMBEDDED
+
+
 def guessed_memory(spec: ClusterSpec) -> list[str]:
     """Fields that would say what a pod may take, and do not."""
     models = {"members": spec.members, "rankers": spec.rankers}
@@ -124,7 +129,7 @@ def guessed_memory(spec: ClusterSpec) -> list[str]:
         f"{kind}.{name}.resources.memory"
         for kind, named in models.items()
         for name, model in named.items()
-        if model.resources.memory_bytes is None and model.reference.kind is not ModelKind.EMBEDDED
+        if model.resources.memory_bytes is None and not is_in_image(model)
     ]
 
 
@@ -139,6 +144,6 @@ def _replica_bytes(model: PlacedSpec) -> int:
         return model.resources.memory_bytes
     if model.resources.num_gpus > 0:
         return math.ceil(_HOST_BYTES_PER_GPU * model.resources.num_gpus)
-    is_tiny = model.reference.kind is ModelKind.EMBEDDED
     cache = model.kv_memory_bytes if isinstance(model, MemberSpec) else None
+    is_tiny = all(reference.kind is ModelKind.EMBEDDED for reference in model.references)
     return (_TINY_MODEL_BYTES if is_tiny else _MODEL_BYTES) + (cache or 0)

@@ -14,7 +14,7 @@ from deployments.kubernetes.options import (
     METRICS_PORT,
     MODELS_FOLDER,
 )
-from deployments.kubernetes.pools import in_pools
+from deployments.kubernetes.pools import in_pools, is_in_image
 
 KEYS_FILE = "keys.yaml"
 
@@ -53,27 +53,26 @@ def drain_s(spec: ClusterSpec) -> int:
 
 
 def needs_volume(spec: ClusterSpec) -> bool:
-    """Whether any model or gate comes from outside the image."""
+    """Whether any model or gate comes from outside the image, or is made first."""
     models = (*spec.members.values(), *spec.rankers.values())
-    return any(model.reference.kind is not ModelKind.EMBEDDED for model in models) or bool(
-        _gate_files(spec)
-    )
+    return any(not is_in_image(model) for model in models) or bool(_gate_files(spec))
 
 
 def downloads(spec: ClusterSpec) -> bool:
     """Whether any model comes from a hub."""
     models = (*spec.members.values(), *spec.rankers.values())
-    return any(model.reference.kind is ModelKind.HUB for model in models)
+    return any(it.kind is ModelKind.HUB for model in models for it in model.references)
 
 
 def _check_files(spec: ClusterSpec) -> None:
     folders = {
-        f"{kind}.{name}.model": model.reference.name
+        (f"{kind}.{name}.model", reference.name)
         for kind, named in (("members", spec.members), ("rankers", spec.rankers))
         for name, model in named.items()
-        if model.reference.kind is ModelKind.FOLDER
+        for reference in model.references
+        if reference.kind is ModelKind.FOLDER
     }
-    for field, path in (folders | _gate_files(spec)).items():
+    for field, path in sorted(folders | set(_gate_files(spec).items())):
         if not PurePosixPath(path).is_relative_to(MODELS_FOLDER):
             raise InvalidRequest(
                 "NOT_IN_PODS",
