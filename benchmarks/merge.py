@@ -38,6 +38,7 @@ def main() -> None:
     """Measure, print, and put the table into a page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.merge", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each kind")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--into", type=Path, help="a page with merge markers")
     parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -48,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
         _make_models(folder)
-        kinds = ("copy", *METHODS)
+        kinds = ("copy", *options.methods)
         turns: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
         for _ in range(options.rounds):
             for kind in kinds:

@@ -446,7 +446,7 @@ def test_the_merge_reads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
 
 
 def test_memory_holds_a_few_tensors_and_not_the_models(tmp_path: Path) -> None:
-    """Twice the largest tensor for each input, since the next one's are read ahead, and two results."""
+    """Two tensors of each input, since the next ones are read ahead, and two results."""
     size = 4 << 20  # numbers of each tensor; 16 MiB
     folders = [make_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     for folder in folders:

@@ -1,4 +1,4 @@
-"""WARM (2401.12187) in small: reward models of one ancestor averaged, and the average as a ranker."""
+"""WARM (2401.12187) in small: reward models averaged, and the average as a ranker."""
 
 from __future__ import annotations
 
