@@ -8,7 +8,7 @@ TORCH   := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-router test-others check protos protos-check format clean
+.PHONY: help setup demo test test-router test-others check protos protos-check k8s format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ protos-check: setup  ## Fail if the checked-in code is not what the wire contrac
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,$$fresh) && \
 	  for f in "$$fresh"/cuvee/v1/*; do diff -u "protos/cuvee/v1/$$(basename $$f)" "$$f" \
 	  || { echo "generated code is out of date: run 'make protos'"; exit 1; }; done
+
+k8s: setup  ## Render what k8s/ has from its blend files
+	$(BIN)/python -m deployments.kubernetes.overlays
 
 format: setup  ## Format the code
 	$(BIN)/ruff check --fix .

@@ -1,27 +1,36 @@
 """The application builder: one validated blend file in, one Serve application out.
 
-`serve deploy` and RayService name it as `import_path: deployments.app:build` with the blend file's
-content as `args`; `cuvee up` calls it directly.
+`serve deploy` and RayService name it as `import_path: deployments.app:build`, with the blend file's
+text as `args`; `cuvee up` calls `application`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from cluster import __version__
-from cluster.errors import CuveeError
+from cluster.errors import CuveeError, InvalidRequest
 from cluster.members.sizing import num_leases
 from cluster.merging.cache import folder_of
-from cluster.spec import ClusterSpec, MemberSpec, MergedSpec, PlacedSpec, RankerSpec, RoutersSpec
+from cluster.spec import (
+    ClusterSpec,
+    MemberSpec,
+    MergedSpec,
+    PlacedSpec,
+    RankerSpec,
+    RoutersSpec,
+    parse_spec,
+)
 from deployments.member import MemberDeployment
-from deployments.placement import ROUTER_CPUS, serve_options
+from deployments.placement import serve_options
 from deployments.ranker import MAX_RANKINGS, RankerDeployment
-from deployments.router import DRAIN_S, RouterDeployment, user_config_of
+from deployments.router import RouterDeployment, user_config_of
 from deployments.scaling import serve_config
 from deployments.stages import MEMBER_PREFIX, RANKER_PREFIX, ROUTER
 
@@ -30,16 +39,31 @@ from deployments.stages import MEMBER_PREFIX, RANKER_PREFIX, ROUTER
 HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 6.0
 
+DRAIN_S = 30.0  # how long leases may go on when a replica is stopped; then they move elsewhere
 
-def build(args: ClusterSpec) -> serve.Application:
+
+def build(args: Mapping[str, str]) -> serve.Application:
+    """The application of a Serve config file, whose `args` have the blend file's text as `spec`.
+
+    Text and no mapping: KubeRay sorts the keys of mappings, and blends and weights have an order.
+    Paths in it are absolute. Raises SpecError as the blend file's reader does.
+    """
+    if args.keys() != {"spec"}:
+        given = ", ".join(args) or "nothing"
+        words = f"got {given}; expected spec alone, the text of a blend file"
+        raise InvalidRequest("INVALID_ARGS", words, field="args")
+    return application(parse_spec(args["spec"]))
+
+
+def application(spec: ClusterSpec) -> serve.Application:
     """One Serve deployment per member, ranker and router, bound together."""
-    return build_beside(args, args)
+    return application_beside(spec, spec)
 
 
-def build_beside(args: ClusterSpec, before: ClusterSpec) -> serve.Application:
+def application_beside(spec: ClusterSpec, before: ClusterSpec) -> serve.Application:
     """The application with the models of another one too: those on their way out."""
-    members = {**before.members, **args.members}
-    rankers = {**before.rankers, **args.rankers}
+    members = {**before.members, **spec.members}
+    rankers = {**before.rankers, **spec.rankers}
     for placed in (*members.values(), *rankers.values()):
         if isinstance(placed.model, MergedSpec):  # once, before replicas ask for it all together
             folder_of(placed, download=True)
@@ -47,15 +71,16 @@ def build_beside(args: ClusterSpec, before: ClusterSpec) -> serve.Application:
         *(member_app(name, member) for name, member in members.items()),
         *(ranker_app(name, ranker) for name, ranker in rankers.items()),
     ]
+    routers = spec.serving.routers
     router = serve.deployment(
         name=ROUTER,
-        ray_actor_options={"num_cpus": ROUTER_CPUS},
-        max_ongoing_requests=args.limits.max_concurrent_generations,
-        graceful_shutdown_timeout_s=DRAIN_S + 5,
-        user_config=user_config_of(args),
-        **_num_routers(args.serving.routers),
+        max_ongoing_requests=spec.limits.max_concurrent_generations,
+        graceful_shutdown_timeout_s=spec.serving.drain_s + 5,
+        user_config=user_config_of(spec),
+        **serve_options(routers.resources),
+        **_num_routers(routers),
     )(RouterDeployment)
-    listens = args.serving.model_dump(mode="json", exclude={"routers", "default_blend"})
+    listens = spec.serving.model_dump(mode="json", exclude={"routers", "default_blend"})
     return _versioned(router, listens).bind(bound)
 
 

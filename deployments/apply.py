@@ -156,7 +156,7 @@ def _serving(before: ClusterSpec, port: int, spec: ClusterSpec) -> Any:
                 "or stop it and start it with cuvee up",
                 field=f"serving.{name}",
             )
-    for name in ("auth", "tls", "plaintext", "max_request_bytes"):
+    for name in ("auth", "tls", "plaintext", "metrics", "drain_s", "max_request_bytes"):
         if getattr(new, name) != getattr(old, name):
             raise InvalidRequest(
                 "NEEDS_RESTART",
@@ -180,9 +180,9 @@ def _deploy(spec: ClusterSpec, before: ClusterSpec) -> None:
     from ray import serve
     from ray.serve.api import RunTarget
 
-    from deployments.app import build_beside
+    from deployments.app import application_beside
 
-    target = RunTarget(build_beside(spec, before), name=APPLICATION, route_prefix=None)
+    target = RunTarget(application_beside(spec, before), name=APPLICATION, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
 
 

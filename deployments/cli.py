@@ -1,4 +1,4 @@
-"""`cuvee`, whole: the commands of `cluster.cli` and those that need Ray: `up`, `apply`, `demo`."""
+"""`cuvee`, whole: `cluster.cli`, those that need Ray (`up`, `apply`, `demo`), and `render`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import typer
 
 from cluster.cli.main import app
 from cluster.cli.options import JsonOption, MarksOption
+from deployments.kubernetes.command import render
+from deployments.simulation.command import simulate
 
 if TYPE_CHECKING:
     from cluster.errors import CuveeError
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 PortOption = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Listen here instead; 0: any free port.")
 ]
+
+
+app.add_typer(render, name="render")
+app.command()(simulate)
 
 
 @app.command()

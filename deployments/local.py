@@ -180,14 +180,14 @@ class LocalCluster:
         from ray import serve
         from ray.serve.api import RunTarget
 
-        from deployments.app import build
+        from deployments.app import application
 
         if APPLICATION in serve.status().applications:
             raise InvalidRequest(
                 "ALREADY_SERVED", f"an application {APPLICATION!r} runs on this Ray cluster already"
             )
         self._is_deployed = True
-        target = RunTarget(build(self.spec), name=APPLICATION, route_prefix=None)
+        target = RunTarget(application(self.spec), name=APPLICATION, route_prefix=None)
         return serve.run_many([target], wait_for_applications_running=False)[0]
 
     def _await_ready(self, router: Any) -> None:

@@ -7,7 +7,6 @@ import socket
 
 from cluster.errors import InvalidRequest
 from cluster.spec import ClusterSpec
-from deployments.placement import ROUTER_CPUS
 
 
 def check_port_is_free(host: str, port: int) -> None:
@@ -36,4 +35,4 @@ def num_cpus_needed(spec: ClusterSpec) -> int:
     asked = math.fsum(model.resources.num_cpus * model.max_replicas for model in models)
     routers = spec.serving.routers
     num_replicas = sum(max(1, model.min_replicas) for model in models) + routers.min
-    return max(math.ceil(asked + ROUTER_CPUS * routers.max - 1e-9), num_replicas + 1)
+    return max(math.ceil(asked + routers.resources.num_cpus * routers.max - 1e-9), num_replicas + 1)

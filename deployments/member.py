@@ -14,7 +14,11 @@ from cluster.members.base import ReplicaState
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import MemberServer
 from cluster.spec import MemberSpec
+from deployments.metrics import MemberMetrics
 from deployments.routing import ADDRESS
+
+# Where probes look for a replica: a pod's first one listens there, others after it.
+PORT_VARIABLE = "CUVEE_EXCHANGE_PORT"
 
 
 class MemberDeployment:
@@ -30,8 +34,9 @@ class MemberDeployment:
         self._replica = await build_replica(name, parsed, on_lost=_end_at_once)
         self._server = MemberServer(self._replica)
         self._gauge = self._server.gauge()
+        self._metrics = MemberMetrics(name, self._server.gauge())
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        await self._server.start(host)
+        await self._server.start(host, int(os.environ.get(PORT_VARIABLE, "0")))
 
     async def lease(self) -> AsyncIterator[LeaseGrant]:
         """Hold this replica: the first item says where to speak to it; ends with the caller."""
@@ -62,6 +67,7 @@ class MemberDeployment:
     async def __del__(self) -> None:
         """Serve awaits this after the last lease has ended."""
         if hasattr(self, "_server"):
+            self._metrics.stop()
             await self._server.stop()
             self._replica.stop()
 

@@ -13,8 +13,6 @@ from cluster.spec import ClusterSpec, PlacedSpec, ResourcesSpec
 from deployments.fit import GPU, Ask
 from deployments.stages import ROUTER
 
-ROUTER_CPUS = 0.1  # what placement sets aside; a router takes what it needs
-
 Matches = Callable[[Mapping[str, str]], frozenset[str]]  # names of the nodes with such labels
 
 _KIND_SHARE = 0.001  # of the resource that a node with such GPUs has: Ray's own way to ask for it
@@ -68,6 +66,17 @@ def asks_of(spec: ClusterSpec, matches: Matches, *, at_most: bool = False) -> li
         for kind, name, placed in models
     ]
     routers = spec.serving.routers
-    num_routers = routers.max if at_most else routers.min
-    each = {"CPU": ROUTER_CPUS}
-    return [*asks, Ask(ROUTER, ROUTER, "serving.routers", num_routers, each, {}, matches({}))]
+    resources = routers.resources
+    return [
+        *asks,
+        Ask(
+            deployment=ROUTER,
+            part=ROUTER,
+            field="serving.routers",
+            num=routers.max if at_most else routers.min,
+            each=asked_of_node(resources),
+            labels=resources.labels,
+            allowed=matches(resources.labels),
+            max_per_node=resources.max_per_node,
+        ),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,11 +46,13 @@ def waiting(spec: ClusterSpec, details: Mapping[str, Any]) -> dict[str, str]:
         return {}
     nodes, matches = _nodes()
     free = _free()
-    return {
-        ask.deployment: _waiting_words(ask, late[ask.deployment], nodes, free)
-        for ask in asks_of(spec, matches)
-        if ask.deployment in late and not any(_has_room(ask, free, name) for name in ask.allowed)
-    }
+    found = {}
+    for ask in asks_of(spec, matches):
+        if ask.deployment in late:
+            open_to_it = ask.allowed - _full(ask, details["deployments"][ask.deployment])
+            if not any(_has_room(ask, free, name) for name in open_to_it):
+                found[ask.deployment] = _waiting_words(ask, late[ask.deployment], nodes, free)
+    return found
 
 
 class RoomWatch:
@@ -84,11 +87,9 @@ def is_growing() -> bool:
 
 def _nodes() -> tuple[list[Node], Matches]:
     """The cluster's nodes, empty, and who among them has which labels."""
-    import ray
     from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]
 
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    names = {node["NodeID"]: _name(node, alive) for node in alive}
+    alive, names = _alive()
 
     def matches(labels: Mapping[str, str]) -> frozenset[str]:
         return frozenset(
@@ -100,6 +101,14 @@ def _nodes() -> tuple[list[Node], Matches]:
     return [Node.empty(names[node["NodeID"]], node["Resources"]) for node in alive], matches
 
 
+def _alive() -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The nodes that are there, and their names by id."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return alive, {node["NodeID"]: _name(node, alive) for node in alive}
+
+
 def _name(node: Mapping[str, Any], all_nodes: Sequence[Mapping[str, Any]]) -> str:
     """Its address; with its id where several share one."""
     address = str(node["NodeManagerAddress"])
@@ -109,12 +118,18 @@ def _name(node: Mapping[str, Any], all_nodes: Sequence[Mapping[str, Any]]) -> st
 
 def _free() -> dict[str, Mapping[str, float]]:
     """What nobody has taken, by the node's name."""
-    import ray
     import ray._private.state
 
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    return {_name(node, alive): free.get(node["NodeID"], {}) for node in alive}
+    return {name: free.get(node_id, {}) for node_id, name in _alive()[1].items()}
+
+
+def _full(ask: Ask, deployment: Mapping[str, Any]) -> set[str]:
+    """Nodes that have as many of these replicas as a node may."""
+    if ask.max_per_node is None:
+        return set()
+    on_node = Counter(replica.get("node_id") for replica in deployment["replicas"])
+    return {name for i, name in _alive()[1].items() if on_node[i] >= ask.max_per_node}
 
 
 def _is_whole(details: Mapping[str, Any], deployment: str) -> bool:

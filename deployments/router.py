@@ -18,8 +18,6 @@ from deployments.ranker import ServeRanker
 from deployments.routing import suspect
 from deployments.stages import MEMBER_PREFIX, RANKER_PREFIX
 
-DRAIN_S = 30.0  # how long running replies may go on when a router is stopped
-
 
 def user_config_of(spec: ClusterSpec) -> dict[str, str]:
     """The spec as Serve carries it to routers that run, without restarting them.
@@ -76,7 +74,7 @@ class RouterDeployment:
         if self._changing is not None:
             self._changing.cancel()
         if self._edge is not None:
-            await self._edge.stop(DRAIN_S)
+            await self._edge.stop(self._edge.router.spec.serving.drain_s)
         await self._exchanges.close()
 
 

@@ -110,10 +110,12 @@ class Site:
         from ray import serve
         from ray.serve.api import RunTarget
 
-        from deployments.app import build
+        from deployments.app import application
 
         port = int(self.address.rpartition(":")[2])
-        target = RunTarget(build(spec_of(port, num_replicas)), name=APPLICATION, route_prefix=None)
+        target = RunTarget(
+            application(spec_of(port, num_replicas)), name=APPLICATION, route_prefix=None
+        )
         serve.run_many([target], wait_for_applications_running=False)
 
     def await_whole(self, *gone: Replica) -> None:

@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -100,6 +100,12 @@ def hash_of(salt: str, secret: str) -> str:
     and a slow hash would only slow the router down. The salt makes equal secrets look different.
     """
     return hashlib.sha256(f"{salt}:{secret}".encode(errors="replace")).hexdigest()
+
+
+def bearer_key(given: Sequence[str | bytes]) -> str:
+    """The key that a call's `authorization` values show; empty unless it is one `Bearer KEY`."""
+    scheme, _, key = str(given[0]).partition(" ") if len(given) == 1 else ("", "", "")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def split_key(text: str) -> tuple[str, str]:

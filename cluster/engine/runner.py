@@ -23,6 +23,7 @@ from cluster.engine.attention import (
 )
 from cluster.engine.base import Chunk, vocab_size_of
 from cluster.engine.batch import build_batch
+from cluster.engine.fused import FusedDecoder
 from cluster.engine.pool import Copy
 from cluster.errors import Unsupported
 
@@ -34,6 +35,7 @@ class PagedShape:
     """What a model keeps per token, learnt by watching its attention layers."""
 
     layers: dict[int, LayerShape]
+    calls: dict[int, Call]  # what each layer asks of attention
     plain: bool  # no softcap, no sinks, keys as wide as values
 
     def page_bytes(self, page_size: int) -> int:
@@ -54,11 +56,13 @@ class _Recorder:
     """Learns each layer's shape from one pass of any length; computes nothing."""
 
     layers: dict[int, LayerShape] = field(default_factory=dict)
+    calls: dict[int, Call] = field(default_factory=dict)
     plain: bool = True  # no softcap, no sinks, keys as wide as values
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         shape = LayerShape(key.shape[1], key.shape[2], value.shape[2], key.dtype)
         self.layers[call.layer] = shape
+        self.calls[call.layer] = call
         if call.softcap is not None or call.sinks is not None or key.shape[2] != value.shape[2]:
             self.plain = False
         return query.new_zeros(1, query.shape[0], query.shape[1], value.shape[2])
@@ -75,7 +79,7 @@ def use_paged_attention(model: PreTrainedModel) -> PagedShape:
     if not recorder.layers:
         name = type(model).__name__
         raise Unsupported("ATTENTION_NOT_PAGED", f"{name} does not use the attention interface")
-    return PagedShape(recorder.layers, recorder.plain)
+    return PagedShape(recorder.layers, recorder.calls, recorder.plain)
 
 
 class PagedRunner:
@@ -93,6 +97,7 @@ class PagedRunner:
         page_size: int,
         max_context: int,
         varlen: bool,
+        fused: FusedDecoder | None = None,
     ) -> None:
         self.vocab_size = vocab_size_of(model)
         self.max_context = max_context
@@ -102,6 +107,7 @@ class PagedRunner:
         self._model = model
         self._device = model.device
         self._varlen = varlen
+        self._fused = fused
         head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head.register_forward_pre_hook(self._keep_states)
         self._rows = {
@@ -112,7 +118,11 @@ class PagedRunner:
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         batch = build_batch(chunks, self.page_size, self._device, varlen=self._varlen)
-        with attending(PagedAttention(self._rows, self.page_size, batch)):
+        attention = PagedAttention(self._rows, self.page_size, batch)
+        if self._fused is not None:
+            logits, self.states = self._fused(batch, attention)
+            return logits
+        with attending(attention):
             output = self._model(
                 input_ids=batch.ids,
                 position_ids=batch.positions,
@@ -120,8 +130,7 @@ class PagedRunner:
                 # an index tensor: an int would also cut tokens inside layers that share keys
                 logits_to_keep=batch.logit_tokens,
             )
-        logits: Tensor = output.logits[0]
-        return logits
+        return output.logits[0]  # type: ignore[no-any-return]
 
     def _keep_states(self, head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.states = inputs[0][0]

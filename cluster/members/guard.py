@@ -15,12 +15,13 @@ if TYPE_CHECKING:  # at run time these classes take no arguments
 
 LEASE_ID_KEY = "cuvee-lease-id"
 LEASE_SECRET_KEY = "cuvee-lease-secret-bin"
+OPEN = "/grpc.health.v1.Health/Check"  # probes have no lease; it tells them one bit
 
 _Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class LeaseInterceptor(grpc.aio.ServerInterceptor):
-    """Lets in who shows a live lease's id and secret, whatever the method."""
+    """Lets in who shows a live lease's id and secret, whatever the method; probes without."""
 
     def __init__(self, leases: LeaseTable) -> None:
         self._leases = leases
@@ -31,6 +32,8 @@ class LeaseInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler | None:
         """A handler of one message would be called only once that has been read whole."""
+        if handler_call_details.method == OPEN:
+            return await continuation(handler_call_details)
         if shown_lease(handler_call_details.invocation_metadata, self._leases) is None:
             return grpc.stream_stream_rpc_method_handler(refuse)
         return await continuation(handler_call_details)

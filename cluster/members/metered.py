@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class MeteredMember:
 
     member: Member
     count: Count
+    held: Counter[str]  # leases by member, of all callers
 
     @property
     def name(self) -> str:
@@ -41,7 +43,9 @@ class MeteredMember:
 
     async def lease(self, timeout_s: float, affinity: str = "") -> MeteredLease:
         """Hold one of its replicas."""
-        return MeteredLease(await self.member.lease(timeout_s, affinity), self.count)
+        lease = await self.member.lease(timeout_s, affinity)
+        self.held[self.name] += 1
+        return MeteredLease(lease, self.count, self.held)
 
     async def replicas(self) -> list[ReplicaState]:
         """How each of its replicas is."""
@@ -54,6 +58,7 @@ class MeteredLease:
 
     lease: Lease
     count: Count
+    held: Counter[str]
 
     @property
     def info(self) -> MemberInfo:
@@ -66,7 +71,8 @@ class MeteredLease:
         return MeteredTransport(self.lease.transport, self.lease.info.member, self.count)
 
     async def release(self) -> None:
-        """Give it back."""
+        """Give it back, once."""
+        self.held[self.lease.info.member] -= 1
         await self.lease.release()
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.errors import CuveeError, InternalError
 from cluster.members import news, packed, wire
@@ -31,6 +32,8 @@ FULL_BYTES = 4 * 1024 * 1024  # of distributions; then a message waits for no mo
 SILENCE_LIMIT_S = 5.0
 PING_INTERVAL_S = 2.0  # routers ping so often, and are answered: two chances within the limit
 
+_MAX_REPLICAS_PER_HOST = 64
+
 
 class MemberServer(member_pb2_grpc.MemberServiceServicer):
     """Serves one replica's exchange and grants the leases that open it."""
@@ -48,6 +51,7 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
         guard = LeaseInterceptor(self.leases)
         self._server = grpc.aio.server(interceptors=(guard,), options=options)
         member_pb2_grpc.add_MemberServiceServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(_Health(replica), self._server)
 
     def gauge(self) -> PressureGauge:
         """One of its own for whoever reads it again and again."""
@@ -58,11 +62,20 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
         """How the replica is, on average since this was last asked."""
         return ReplicaState(self.address, self.replica.num_sequences, self._gauge.read())
 
-    async def start(self, host: str) -> None:
-        """Listen on a free port of the given address."""
-        port = self._server.add_insecure_port(f"{host}:0")
+    async def start(self, host: str, first_port: int = 0) -> None:
+        """Listen at the given address, on the first port from this one on that is free; 0: any."""
+        port = self._bind(host, first_port)
         self.address = f"{host}:{port}"
         await self._server.start()
+
+    def _bind(self, host: str, first_port: int) -> int:
+        num_tries = _MAX_REPLICAS_PER_HOST if first_port else 1
+        for port in range(first_port, first_port + num_tries):
+            try:
+                return self._server.add_insecure_port(f"{host}:{port}")
+            except RuntimeError:  # somebody listens there
+                continue
+        raise InternalError("NO_FREE_PORT", f"no port of {host} is free from {first_port} on")
 
     async def stop(self) -> None:
         """Close the port; every stream on it ends, and with them their leases."""
@@ -104,6 +117,23 @@ class MemberServer(member_pb2_grpc.MemberServiceServicer):
     ) -> pb.GetVocabularyResponse:
         """Tell what the member's token ids stand for."""
         return packed.tokens_to_proto(self.replica.tokens)
+
+
+class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1 for probes: whether the replica can work."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: _Context
+    ) -> health_pb2.HealthCheckResponse:
+        """Of the whole server; it has no parts that anybody should know of."""
+        if request.service:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        answer = health_pb2.HealthCheckResponse
+        is_alive = self._replica.is_alive
+        return answer(status=answer.SERVING if is_alive else answer.NOT_SERVING)
 
 
 class _Stream:

@@ -59,6 +59,13 @@ class Generation:
             usage.drawn_tokens = drawn
         return tuple(usage for usage in self._seats.usage if usage.leases)
 
+    @property
+    def backlog(self) -> int:
+        """Tokens of the reply that its members have yet to read, all together."""
+        transcript = self._transcript
+        num_behind = self._seats.num_behind(transcript.length)  # in bytes, where text is exchanged
+        return round(num_behind * transcript.position / max(1, transcript.length))
+
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Take turns until the reply has ended; commit and pass on."""
         transcript = self._transcript

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from weakref import WeakSet
 
 from cluster.access.caller import current_caller
 from cluster.engine.types import SamplingParams
@@ -24,6 +26,7 @@ from cluster.router.blends import ServedBlend, blend_weights, overridden
 from cluster.router.checks import check_prompt_renders, check_revision
 from cluster.router.coordinator import Generation
 from cluster.router.measuring import measure
+from cluster.router.metrics import RouterMetrics
 from cluster.router.on_each import on_each
 from cluster.router.plan import make_plan
 from cluster.router.proposals import Panel, proposer_weights
@@ -53,6 +56,9 @@ class Router:
         rankers: Mapping[str, Ranker] = FrozenMapping({}),
     ) -> None:
         self.tally = Tally()
+        self.metrics = RouterMetrics(self)
+        self._held: Counter[str] = Counter()
+        self._under_way: WeakSet[Generation] = WeakSet()
         self._began_s = time.monotonic()
         self._admission = Admission(time.monotonic)
         self._served = Served(spec, members, rankers)
@@ -71,6 +77,22 @@ class Router:
     def num_active(self) -> int:
         """Generations under way or waiting."""
         return self.num_running + self.num_waiting
+
+    @property
+    def num_leases(self) -> Mapping[str, int]:
+        """Leases held now, by member."""
+        return self._held
+
+    @property
+    def catch_up_backlog(self) -> int:
+        """Tokens of replies under way that members have yet to read."""
+        return sum(generation.backlog for generation in self._under_way)
+
+    @property
+    def weights(self) -> Mapping[str, Mapping[str, float]]:
+        """What the blend file says of each blend whose members have weights."""
+        blends = self.spec.blends.items()
+        return {name: blend.weights for name, blend in blends if blend.weights}
 
     @property
     def uptime_s(self) -> float:
@@ -129,15 +151,18 @@ class Router:
         """
         given = request.sampling.seed
         seed = secrets.randbits(63) if given is None else given
-        async with self._admitted(request.blend, time_left_s) as (blend, members):
-            if request.resumption is not None:
-                check_revision(blend, request.resumption)
-            async with aclosing(await self._updates(request, blend, members, seed)) as updates:
-                yield Update(start=Start(seed, blend.name, blend.revision))
-                async for update in updates:
-                    if update.outcome is not None:
-                        self.tally.add(update.outcome)
-                    yield update
+        clock = self.metrics.clock(self.blend(request.blend).name)
+        with self.tally.telling_failures():
+            async with self._admitted(request.blend, time_left_s) as (blend, members):
+                if request.resumption is not None:
+                    check_revision(blend, request.resumption)
+                async with aclosing(await self._updates(request, blend, members, seed)) as updates:
+                    yield Update(start=Start(seed, blend.name, blend.revision))
+                    async for update in updates:
+                        clock.see(update)
+                        if update.outcome is not None:
+                            self.tally.add(update.outcome, clock.num_switches)
+                        yield update
 
     async def _updates(
         self,
@@ -159,7 +184,9 @@ class Router:
             return fuse(panel, ranking, spec, request.prompt, seed)
         decided = await self._decided(blend, request)
         plan = make_plan(request, blend, limits, seed, decided)
-        return Generation(plan, members, limits.lease_timeout_s).updates()
+        generation = Generation(plan, members, limits.lease_timeout_s)
+        self._under_way.add(generation)
+        return generation.updates()
 
     async def score(self, request: ScoreRequest, time_left_s: float | None = None) -> Score:
         """Measure a continuation under every member that takes part, and under the blend."""
@@ -206,5 +233,8 @@ class Router:
         admitted = self._admission.admitted(current_caller.get(), limits, costs, time_left_s)
         async with admitted as bill:
             served = self._served
-            metered = {n: MeteredMember(member, bill.add) for n, member in served.members.items()}
+            metered = {
+                name: MeteredMember(member, bill.add, self._held)
+                for name, member in served.members.items()
+            }
             yield served.blend(blend_name), metered

@@ -21,7 +21,9 @@ from cluster.members.server import MAX_MESSAGE_BYTES
 from cluster.router import convert, convert_answers
 from cluster.router.answers import Update
 from cluster.router.core import Router
+from cluster.router.exposition import MetricsEndpoint
 from cluster.router.guard import Guard, require
+from cluster.router.pacing import paced
 from cluster.router.requests import GenerationRequest
 from cluster.router.state import AdminServicer
 from cluster.router.status import ErrorInterceptor
@@ -85,9 +87,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         wanted = convert.generation_from_proto(request)
         request_id = uuid.uuid4().hex
         async with self._replying(wanted, context) as updates:
-            async for update in updates:
-                if _has_news(update, wanted.output.attribution):
-                    yield convert_answers.stream_to_proto(update, request_id, wanted.output)
+            told = (it async for it in updates if _has_news(it, wanted.output.attribution))
+            async with aclosing(paced(told, lambda: self._router.num_running)) as pieces:
+                async for piece in pieces:
+                    yield convert_answers.stream_to_proto(piece, request_id, wanted.output)
 
     async def Score(  # noqa: N802
         self, request: generation_pb2.ScoreRequest, context: _Context
@@ -191,9 +194,11 @@ class Edge:
         self._health = _Health()
         self._told_of: set[str] = set()  # blends, those that are gone among them
         serving = router.spec.serving
+        keyring = Keyring(serving.auth.keys) if serving.auth else None
+        self.metrics = MetricsEndpoint(router.metrics.registry, keyring)
         self._certificates = Certificates(serving.tls) if serving.tls else None
         self._server = grpc.aio.server(
-            interceptors=(ErrorInterceptor(_guard(serving).enter),),
+            interceptors=(ErrorInterceptor(_guard(serving, keyring).enter),),
             options=[
                 *_CONNECTION_OPTIONS,
                 ("grpc.max_receive_message_length", serving.max_request_bytes),
@@ -212,6 +217,8 @@ class Edge:
             credentials = self._certificates.to_credentials()
             self.port = self._server.add_secure_port(address, credentials)
         await self._server.start()
+        if (metrics := self.router.spec.serving.metrics) is not None:
+            await self.metrics.start(metrics.host, metrics.port)
         self._tasks = [
             asyncio.create_task(self.router.learn_members()),
             asyncio.create_task(self._watch_health()),
@@ -224,6 +231,7 @@ class Edge:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+        await self.metrics.stop()
 
     async def _watch_health(self) -> None:
         while True:
@@ -258,8 +266,7 @@ def add_services(server: grpc.aio.Server, router: Router, health_servicer: _Heal
     )
 
 
-def _guard(serving: ServingSpec) -> Guard:
-    keyring = Keyring(serving.auth.keys) if serving.auth else None
+def _guard(serving: ServingSpec, keyring: Keyring | None) -> Guard:
     by_certificate = serving.tls is not None and serving.tls.client_ca is not None
     return Guard(keyring, by_certificate=by_certificate)
 

@@ -15,7 +15,7 @@ import grpc
 from cluster.access.caller import ANYBODY, Caller, Scope, current_caller
 from cluster.access.certificates import caller_of_certificate
 from cluster.access.keyring import Keyring
-from cluster.access.keys import split_key
+from cluster.access.keys import bearer_key, split_key
 from cluster.errors import PermissionDenied, Unauthenticated
 
 if TYPE_CHECKING:  # at run time the class takes no arguments
@@ -44,7 +44,6 @@ SCOPE_BY_METHOD = {
 }
 
 _AUTHORIZATION = "authorization"
-_SCHEME = "bearer"
 _LOG_INTERVAL_S = 1.0
 _MAX_ID_LENGTH = 40
 
@@ -85,13 +84,13 @@ class Guard:
         return ANYBODY
 
     def _caller_of_key(self, keyring: Keyring, given: list[str | bytes]) -> Caller:
-        scheme, _, key = str(given[0]).partition(" ") if len(given) == 1 else ("", "", "")
+        key = bearer_key(given)
         try:
-            if scheme.lower() != _SCHEME:
+            if not key:
                 raise _no_key()
-            return keyring.caller_of(key.strip())
+            return keyring.caller_of(key)
         except Unauthenticated:
-            self._refusals.note(split_key(key.strip())[0])
+            self._refusals.note(split_key(key)[0])
             raise
 
 

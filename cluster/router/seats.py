@@ -96,6 +96,10 @@ class Seats:
         for index, seat in self._seats.items():
             seat.known = min(seat.known, known.get(index, 0))
 
+    def num_behind(self, length: int) -> int:
+        """How much of a reply of this length members that sit have yet to read, all together."""
+        return sum(max(0, length - seat.known) for seat in self._seats.values())
+
     async def leave(self, keep: Collection[int] = ()) -> None:
         """Give everything back, or all but some; never fails, whoever is cancelled meanwhile."""
         leaving = [index for index in self._seats if index not in keep]

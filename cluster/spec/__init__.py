@@ -13,10 +13,11 @@ from cluster.spec.combined import CombinedSpec, ContrastSpec, EnsembleSpec, Prox
 from cluster.spec.load import load_recipe, load_spec, parse_mapping, parse_spec
 from cluster.spec.member import MemberSpec
 from cluster.spec.model import BlendSpec, ClusterSpec, LimitsSpec
-from cluster.spec.placed import PlacedSpec, ResourcesSpec
+from cluster.spec.placed import PlacedSpec
 from cluster.spec.ranker import RankerSpec
 from cluster.spec.recipe import MergedSpec, RecipeSpec
 from cluster.spec.replies import ChooseSpec, FuseSpec, ProposingSpec
+from cluster.spec.resources import ResourcesSpec
 from cluster.spec.route import (
     ExampleGate,
     KeywordGate,
@@ -25,7 +26,7 @@ from cluster.spec.route import (
     UncertaintyGate,
 )
 from cluster.spec.scaling import AutoscalingSpec, RoutersSpec
-from cluster.spec.serving import AuthSpec, ServingSpec, TlsSpec
+from cluster.spec.serving import AuthSpec, MetricsSpec, ServingSpec, TlsSpec
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "LimitsSpec",
     "MemberSpec",
     "MergedSpec",
+    "MetricsSpec",
     "MixtureSpec",
     "PlacedSpec",
     "ProposingSpec",

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from cluster.spec.placed import PlacedSpec, ResourcesSpec
+from cluster.spec.placed import PlacedSpec
+from cluster.spec.resources import ResourcesSpec
 from cluster.spec.templates import check_template
 from cluster.spec.values import refuse
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from cluster.spec.frozen import Frozen
+from cluster.spec.resources import ResourcesSpec
 from cluster.spec.values import refuse
 
 _WAKE_TIMEOUT_S = 180.0
@@ -96,6 +97,10 @@ class RoutersSpec(PacedSpec):
         allow_inf_nan=False,
         description="generations under way per router to aim at, a number above 0",
     )
+    resources: ResourcesSpec = Field(
+        default=ResourcesSpec(num_cpus=0.1),  # set aside; a router takes what it needs
+        description="a mapping such as {num_cpus: 1, custom: {router_node: 1}}, without GPUs",
+    )
 
     @field_validator("max")
     @classmethod
@@ -103,6 +108,13 @@ class RoutersSpec(PacedSpec):
         if most < info.data.get("min", 1):
             raise refuse(f"expected at least min, which is {info.data['min']}")
         return most
+
+    @field_validator("resources")
+    @classmethod
+    def _without_gpus(cls, resources: ResourcesSpec) -> ResourcesSpec:
+        if resources.num_gpus > 0:
+            raise refuse("expected num_gpus: 0, since routers compute nothing")
+        return resources
 
 
 def _range(given: Any) -> Any:

@@ -27,6 +27,15 @@ class TlsSpec(Frozen):
     )
 
 
+class MetricsSpec(Frozen):
+    """Where each router tells its numbers to Prometheus; guarded like the edge."""
+
+    host: str = Field(default="127.0.0.1", description="an IP address such as 127.0.0.1")
+    port: int = Field(
+        default=9464, ge=0, le=65535, description="a port between 0 and 65535 (0: any free one)"
+    )
+
+
 class ServingSpec(Frozen):
     """Where the edge listens."""
 
@@ -44,6 +53,16 @@ class ServingSpec(Frozen):
     port: int = Field(
         default=9000, ge=0, le=65535, description="a port between 0 and 65535 (0: any free one)"
     )
+    metrics: MetricsSpec | None = Field(
+        default=None,
+        description="a mapping such as {port: 9464}, or nothing",
+    )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds that running replies may go on when a router is stopped, at least 0",
+    )
     max_request_bytes: Bytes = Field(
         default=4 << 20, alias="max_request", description="a size such as 4MiB, at least 64KiB"
     )
@@ -60,6 +79,27 @@ class ServingSpec(Frozen):
         if plaintext and info.data.get("tls") is not None:
             raise refuse("expected either tls or plaintext: true, not both")
         return plaintext
+
+    @field_validator("metrics")
+    @classmethod
+    def _told_to_known_callers(
+        cls, metrics: MetricsSpec | None, info: ValidationInfo
+    ) -> MetricsSpec | None:
+        """By the rules of the edge, but for client certificates: they have no scope metrics."""
+        if metrics is None or is_loopback(metrics.host):
+            return metrics
+        if not is_address(metrics.host):
+            raise refuse("expected an IP address such as 127.0.0.1 as host")
+        if "auth" in info.data and info.data["auth"] is None:
+            raise refuse(
+                "expected a loopback address such as 127.0.0.1 as host; any other wants keys with "
+                "the scope metrics: auth: {keys: …}"
+            )
+        if "plaintext" in info.data and not info.data["plaintext"]:
+            raise refuse(
+                "expected plaintext: true beside a host that is not loopback: metrics have no TLS"
+            )
+        return metrics
 
     @field_validator("host")
     @classmethod

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from cluster.errors import SpecError, Unsupported
 from cluster.spec import (
     ClusterSpec,
+    MetricsSpec,
     RoutersSpec,
     load_spec,
     parse_mapping,
@@ -92,6 +93,7 @@ def test_routers_are_a_number_or_a_range() -> None:
         ("{min: 3, max: 2}", "serving.routers.max: got 2; expected at least min, which is 3"),
         ("{most: 2}", "serving.routers.most: unknown key; expected one of"),
         ("two", "serving.routers: got 'two'; expected router replicas: a whole number"),
+        ("{resources: {num_gpus: 1}}", "expected num_gpus: 0, since routers compute nothing"),
     ],
 )
 def test_wrong_routers_are_explained(given: str, said: str) -> None:
@@ -284,6 +286,17 @@ def test_other_hosts_want_callers_known_and_what_they_say_kept_secret(host: str)
 @pytest.mark.parametrize("host", ["example.org", "''"])
 def test_a_host_is_an_address(host: str) -> None:
     assert "expected an IP address" in refusal(f"{MINIMAL}serving: {{host: {host}}}\n")
+
+
+def test_metrics_are_told_on_loopback_or_to_keys_by_whoever_ends_tls() -> None:
+    def given(more: str) -> str:
+        return f"{MINIMAL}serving: {{metrics: {{port: 1, host: 0.0.0.0}}{more}}}\n"
+
+    assert parse_spec(f"{MINIMAL}serving: {{metrics: {{}}}}\n").serving.metrics == MetricsSpec()
+    assert "keys with the scope metrics" in refusal(given(""))
+    assert "metrics have no TLS" in refusal(given(", auth: {keys: /k}"))
+    told = parse_spec(given(", auth: {keys: /k}, plaintext: true")).serving.metrics
+    assert told == MetricsSpec(host="0.0.0.0", port=1)
 
 
 def test_keys_and_certificates_lie_beside_the_file(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from cluster.errors import InvalidRequest
 from cluster.spec import parse_spec
-from deployments.app import build
+from deployments.app import application, build
 from deployments.scaling import LoadPolicy
 
 FILE = """
@@ -22,7 +24,7 @@ serving: {port: 0, routers: ROUTERS}
 
 def deployments(fields: str = "", routers: str = "1") -> dict[str, Any]:
     """Serve's configurations by deployment."""
-    root = build(parse_spec(FILE.replace("FIELDS", fields).replace("ROUTERS", routers)))
+    root = application(parse_spec(FILE.replace("FIELDS", fields).replace("ROUTERS", routers)))
     (members,) = root._bound_deployment.init_args
     bound = [app._bound_deployment for app in (root, *members)]
     return {deployment.name: deployment._deployment_config for deployment in bound}
@@ -61,3 +63,26 @@ def test_routers_are_scaled_by_generations() -> None:
     config = deployments(routers="{max: 4, target_generations: 16}")["router"].autoscaling_config
     assert (config.min_replicas, config.max_replicas) == (1, 4)
     assert config.policy.policy_kwargs == {"target": 16, "stat": "generations"}
+
+
+def test_a_config_files_text_keeps_the_order_of_blends_and_weights() -> None:
+    text = FILE.replace("FIELDS", "").replace("ROUTERS", "1")
+    text = text.replace("  only:", "  zebra: {method: mixture, members: {a: 1}}\n  only:")
+    config = build({"spec": text})._bound_deployment._deployment_config
+    assert list(json.loads(config.user_config["spec"])["blends"]) == ["zebra", "only"]
+
+
+@pytest.mark.parametrize("args", [{}, {"spec": "", "more": ""}, {"version": 1}])
+def test_other_arguments_of_a_config_file_are_refused(args: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="expected spec alone"):
+        build(args)
+
+
+def test_routers_drain_and_are_placed_as_the_file_says() -> None:
+    file = FILE.replace("FIELDS", "").replace(
+        "routers: ROUTERS", "drain_s: 90, routers: {resources: {num_cpus: 1, custom: {edge: 1}}}"
+    )
+    router = application(parse_spec(file))._bound_deployment
+    assert router._deployment_config.graceful_shutdown_timeout_s == 95
+    options = router._replica_config.ray_actor_options
+    assert (options["num_cpus"], options["resources"]) == (1, {"edge": 1})

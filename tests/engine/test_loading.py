@@ -165,7 +165,7 @@ def test_chunked_attention_is_not_trusted_to_the_pages(
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = loading._load(tmp_path, "float32", torch.device("cpu"), None, 1)
     with pytest.raises(Unsupported, match="chunked"):
-        loading._paged_runner(loaded, 16, None, varlen=False)
+        loading._paged_runner(loaded, 16, None, varlen=False, fused=False)
 
 
 def test_a_shorter_context_can_be_asked_for(llama_folder: Path) -> None:

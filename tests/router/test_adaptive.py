@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -156,8 +157,7 @@ async def test_they_cost_no_forward_pass_and_no_message_more(rig: Rig) -> None:
 async def test_a_reply_settles_on_one_style_and_with_fixed_weights_it_does_not(rig: Rig) -> None:
     distance: dict[str, list[float]] = {"adaptive": [], "fixed": []}
     for blend, found in distance.items():
-        for seed in range(8):
-            tokens, _ = await reply(rig, blend, seed)
+        for tokens, _ in await asyncio.gather(*(reply(rig, blend, seed) for seed in range(8))):
             late = tokens[NUM_TOKENS // 2 :]
             share = sum(token.member == "kjv" for token in late) / len(late)
             found.append(abs(share - 0.5))

@@ -125,11 +125,11 @@ async def test_min_tokens_and_ignore_eos_keep_the_turn_open(rig: Rig) -> None:
     _, tokens, outcome = await stream(rig, stopping=stopping)
     assert len(tokens) == 150
     assert outcome.finish_reason == generation_pb2.FINISH_REASON_MAX_TOKENS
-    for seed in range(5):
-        _, tokens, _ = await stream(
-            rig, sampling={"seed": seed}, stopping={"max_tokens": 400, "min_tokens": 90}
-        )
-        assert len(tokens) >= 90
+    stopping = {"max_tokens": 120, "min_tokens": 90}
+    replies = await asyncio.gather(
+        *(stream(rig, sampling={"seed": seed}, stopping=stopping) for seed in range(5))
+    )
+    assert all(len(tokens) >= 90 for _, tokens, _ in replies)
 
 
 async def test_a_reply_ends_with_the_context(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 from collections import Counter
@@ -144,16 +145,22 @@ async def test_the_reply_is_that_of_a_blend_with_these_weights(
 
 
 async def test_whole_replies_are_drawn_by_these_weights(rig: Rig) -> None:
-    num = 400
-    drawn: Counter[str] = Counter()
-    for seed in range(num):
+    num, room = 400, asyncio.Semaphore(16)
+
+    async def drawn_by(seed: int) -> tuple[str, Outcome]:
+        stopping = Stopping(max_tokens=1, ignore_eos=True)
         request = GenerationRequest(
-            "replies", Prompt(text=PROMPTS[0]), Sampling(seed=seed), Stopping(max_tokens=1)
+            "replies", Prompt(text=PROMPTS[0]), Sampling(seed=seed), stopping
         )
-        updates = [update async for update in rig.router.generate(request)]
-        drawn.update(token.member for update in updates for token in update.tokens)
+        async with room:
+            updates = [update async for update in rig.router.generate(request)]
+        (token,) = [token for update in updates for token in update.tokens]
         outcome = updates[-1].outcome
-    assert outcome is not None
+        assert outcome is not None
+        return token.member, outcome
+
+    replies = await asyncio.gather(*(drawn_by(seed) for seed in range(num)))
+    drawn, outcome = Counter(member for member, _ in replies), replies[-1][1]
     assert binomtest(drawn["kjv"], num, outcome.weights["kjv"]).pvalue > FALSE_ALARM_RATE
     assert outcome.weights["kjv"] > 0.7
     assert binomtest(drawn["kjv"], num, 0.6).pvalue < FALSE_ALARM_RATE
@@ -210,8 +217,8 @@ async def test_each_style_has_the_member_that_writes_it_speak(rig: Rig) -> None:
     held_out = Path(cluster.models.__file__).parent / "embedded" / "held_out"
     for name in ("austen", "kjv", "bierce"):
         text = (held_out / f"{name}.txt").read_text()
-        for begin in range(0, 2000, 500):
-            _, outcome = await reply(rig, "three", text[begin : begin + 200])
+        parts = [text[begin : begin + 200] for begin in range(0, 2000, 500)]
+        for _, outcome in await asyncio.gather(*(reply(rig, "three", part) for part in parts)):
             assert max(outcome.weights, key=outcome.weights.__getitem__) == name
 
 

@@ -153,8 +153,9 @@ async def generate(
 async def test_who_is_not_sure_hands_over_every_token(rig: Rig, blend: str) -> None:
     begin = tuple(tokenizer()(TEXT).input_ids)
     speakers: Counter[str] = Counter()
-    for seed in range(6):
-        _, tokens, _ = await generate(rig, blend, seed, max_tokens=30)
+    for _, tokens, _ in await asyncio.gather(
+        *(generate(rig, blend, seed, max_tokens=30) for seed in range(6))
+    ):
         ids = begin
         for token in tokens:
             expected = "kjv" if in_doubt(law("austen", ids), blend) else "austen"
@@ -239,8 +240,9 @@ async def test_a_learned_gate_weighs_what_its_reader_makes_of_it(rig: Rig) -> No
     begin, surprise = tuple(tokenizer()(TEXT).input_ids), 0.0
     spread = 0.0
     speakers: Counter[str] = Counter()
-    for seed in range(20):
-        _, tokens, outcome = await generate(rig, "learned", seed, max_tokens=14)
+    for _, tokens, outcome in await asyncio.gather(
+        *(generate(rig, "learned", seed, max_tokens=14) for seed in range(20))
+    ):
         ids = begin
         for token in tokens:
             logits = STATE_GATE.logits(state("kjv", ids))

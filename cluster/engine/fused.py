@@ -1,0 +1,163 @@
+"""A decoder's forward pass in few kernels: for small models most of a step is what calls them.
+
+transformers' Llama takes 38 kernels per layer and calls some twenty modules around them, this takes
+26 and no module: matrices that read the same input are one, positions turn queries and keys at
+once. The weights stay the model's own: its parameters become views of the joined ones.
+
+It is for the family of pre-norm decoders with rotary positions and a gated MLP (Llama, SmolLM2,
+Mistral, Qwen2, Qwen3); the check at load tells whether a model really is of it, and a model that
+is not takes transformers' pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cluster.engine.attention import Call, Context
+from cluster.engine.batch import Batch
+from cluster.errors import Unsupported
+
+_MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
+
+
+@dataclass(slots=True)
+class _Norm:
+    """Root mean square over the last axis, of size n."""
+
+    weight: Tensor  # [n]
+    eps: Tensor  # []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        size = x.shape[-1]
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            return nn.functional.rms_norm(x, (size,), self.weight, float(self.eps))
+        # torch's own makes a dozen kernels of it on processors: 29 us a row where this takes 9
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self.eps, length, length, value=1 / size).rsqrt_()
+        return x.mul(scale).mul_(self.weight)
+
+
+@dataclass(slots=True)
+class _Product:
+    """Several linear layers over one input: [T, in] -> [T, sum of their outs]."""
+
+    weight: Tensor  # [sum of outs, in], by rows or by columns: whichever multiplies faster
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+@dataclass(slots=True)
+class _Layer:
+    call: Call
+    num_queries: int  # heads
+    num_turned: int  # heads of queries and keys: those that positions turn
+    before_attention: _Norm
+    qkv: _Product
+    head_norms: tuple[_Norm, _Norm] | None  # of queries and keys
+    out: _Product
+    before_mlp: _Norm
+    gate_up: _Product
+    activation: nn.Module
+    down: _Product
+
+
+class FusedDecoder:
+    """The model's pass over a packed batch."""
+
+    def __init__(self, model: PreTrainedModel, calls: Mapping[int, Call]) -> None:
+        """`calls`: what each layer asks of attention. Raises Unsupported for another family."""
+        decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
+        _check(model, decoder)
+        self._embeddings = decoder.embed_tokens
+        self._rotary = decoder.rotary_emb
+        self._layers = [_join(layer, calls[i]) for i, layer in enumerate(decoder.layers)]
+        self._norm = _norm(decoder.norm)
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._head = _product([head])
+
+    def __call__(self, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
+        """Logits [L, V] of the tokens that want them, and the states [L, d] behind those."""
+        x: Tensor = self._embeddings(batch.ids)[0]
+        cos, sin = (each[0, :, None] for each in self._rotary(x, batch.positions))
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # as halves are swapped
+        for layer in self._layers:
+            x = x + self._attend(layer, layer.before_attention(x), cos, sin, context)
+            gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, dim=-1)
+            x = x + layer.down(layer.activation(gate) * up)
+        states = self._norm(x.index_select(0, batch.logit_tokens))
+        return self._head(states), states
+
+    def _attend(
+        self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, context: Context
+    ) -> Tensor:
+        heads = layer.qkv(x).view(len(x), -1, cos.shape[-1])
+        turned, values = heads[:, : layer.num_turned], heads[:, layer.num_turned :]
+        if layer.head_norms is not None:
+            of_queries, of_keys = layer.head_norms
+            queries, keys = turned[:, : layer.num_queries], turned[:, layer.num_queries :]
+            turned = torch.cat([of_queries(queries), of_keys(keys)], dim=1)
+        turned = torch.addcmul(turned * cos, turned.roll(cos.shape[-1] // 2, -1), sin)
+        queries, keys = turned[:, : layer.num_queries], turned[:, layer.num_queries :]
+        return layer.out(context.attend(layer.call, queries, keys, values).view(len(x), -1))
+
+
+def _check(model: PreTrainedModel, decoder: Any) -> None:
+    """Raise unless the model has the family's parts and no others."""
+    name = model.config.model_type
+    parts = [type(part) for part in model.modules()]
+    if name not in _MODEL_TYPES:
+        raise Unsupported("NOT_FUSED", f"{name} is not of the family")
+    if any(issubclass(part, nn.Linear) and part is not nn.Linear for part in parts):
+        raise Unsupported("NOT_FUSED", "its linear layers are not plain ones")
+    heads = {layer.self_attn.head_dim for layer in decoder.layers}
+    if len(heads) != 1 or heads.pop() % 2:
+        raise Unsupported("NOT_FUSED", "its heads differ, or cannot be halved")
+
+
+def _join(layer: Any, call: Call) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    num_queries, num_keys = (
+        matrix.out_features // attention.head_dim for matrix in (attention.q_proj, attention.k_proj)
+    )
+    head_norms = None
+    if hasattr(attention, "q_norm"):
+        head_norms = _norm(attention.q_norm), _norm(attention.k_norm)
+    return _Layer(
+        call=call,
+        num_queries=num_queries,
+        num_turned=num_queries + num_keys,
+        before_attention=_norm(layer.input_layernorm),
+        qkv=_product([attention.q_proj, attention.k_proj, attention.v_proj]),
+        head_norms=head_norms,
+        out=_product([attention.o_proj]),
+        before_mlp=_norm(layer.post_attention_layernorm),
+        gate_up=_product([mlp.gate_proj, mlp.up_proj]),
+        activation=mlp.act_fn,
+        down=_product([mlp.down_proj]),
+    )
+
+
+def _norm(norm: Any) -> _Norm:
+    return _Norm(norm.weight, torch.tensor(float(norm.variance_epsilon)))
+
+
+def _product(layers: Sequence[nn.Linear]) -> _Product:
+    """One matrix of several, whose own become parts of it: nothing is held twice."""
+    weight = torch.cat([layer.weight for layer in layers]).detach()
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        weight = weight.t().contiguous().t()  # by columns: a vector times it is up to twice as fast
+    sizes = [layer.out_features for layer in layers]
+    for layer, part in zip(layers, torch.split(weight, sizes), strict=True):
+        layer.weight.data = part
+    if layers[0].bias is None:
+        return _Product(weight, None)
+    return _Product(weight, torch.cat([layer.bias for layer in layers]).detach())

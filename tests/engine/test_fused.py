@@ -1,0 +1,103 @@
+"""The pass in few kernels says what transformers' own says, and is taken only where it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cluster.engine import loading
+from cluster.engine.base import Chunk
+from cluster.engine.engine import Engine
+from cluster.engine.fused import FusedDecoder
+from cluster.engine.runner import PagedRunner
+
+from .factories import make_engine, make_ids, save_model
+
+FAMILY = ["llama", "mistral", "qwen2", "qwen3"]
+
+
+class Counter(TorchDispatchMode):
+    """Counts calls of kernels; views of tensors are none."""
+
+    num_calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func._schema.returns
+        self.num_calls += not any(it.alias_info and not it.alias_info.is_write for it in returned)
+        return func(*args, **(kwargs or {}))
+
+
+def decoder(engine: Engine) -> FusedDecoder | None:
+    assert isinstance(engine._runner, PagedRunner)
+    return engine._runner._fused
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_and_states_are_those_of_transformers(kind: str, tied: bool, tmp_path: Path) -> None:
+    model = save_model(kind, tmp_path, tie_word_embeddings=tied)
+    engine = make_engine(tmp_path)
+    assert decoder(engine) is not None
+    ids = make_ids(37)
+    first = engine._runner.forward([Chunk(0, 0, ids[:30], [5, 2, 7], num_logits=1)])
+    rest = engine._runner.forward([Chunk(0, 30, ids[30:], [5, 2, 7], num_logits=7)])
+    with torch.inference_mode():
+        told = model(torch.tensor([ids]), output_hidden_states=True)
+    logits = told.logits[0, 29:]
+    error = (torch.cat([first, rest]) - logits).norm() / logits.norm()
+    assert float(error) < 1e-5
+    states = engine._runner.states
+    assert states is not None
+    torch.testing.assert_close(states, told.hidden_states[-1][0, 30:], rtol=1e-4, atol=1e-5)
+
+
+def test_who_is_not_of_the_family_takes_transformers_pass(tmp_path: Path) -> None:
+    for kind in ("gemma3_text", "mixtral"):
+        save_model(kind, tmp_path / kind)
+        assert decoder(make_engine(tmp_path / kind)) is None
+
+
+def test_a_model_that_only_looks_like_one_is_found_out(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the check at load: here its MLP doubles what it says."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    plain = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: 2 * plain(self, x))
+    assert decoder(make_engine(llama_folder)) is None
+
+
+def test_no_weight_is_held_twice(llama_folder: Path) -> None:
+    engine = make_engine(llama_folder)
+    assert isinstance(engine._runner, PagedRunner)
+    model = engine._runner._model
+    layer = model.get_decoder().layers[0]
+    joined = decoder(engine)._layers[0].qkv.weight  # type: ignore[union-attr]
+    assert layer.self_attn.k_proj.weight.data_ptr() - joined.data_ptr() == 32 * 4  # columns
+    storages = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    held = {weight.untyped_storage() for weight in model.parameters()}
+    num_bytes = sum(
+        {storage.data_ptr(): storage.nbytes() for storage in held}[pointer] for pointer in storages
+    )
+    assert num_bytes == sum(weight.nbytes for weight in model.parameters())
+
+
+def test_a_layer_takes_two_thirds_of_the_kernels(tmp_path: Path) -> None:
+    """And none of transformers' calls of modules around them."""
+    counts: dict[bool, list[int]] = {True: [], False: []}
+    for num_layers in (2, 3):
+        folder = tmp_path / str(num_layers)
+        save_model("llama", folder, num_hidden_layers=num_layers)
+        for fused, found in counts.items():
+            loaded = loading._load(folder, "float32", torch.device("cpu"), None, 1)
+            runner = loading._paged_runner(loaded, 16, 1 << 20, varlen=False, fused=fused)
+            with Counter() as counter:
+                runner.forward([Chunk(0, 0, [3], [0], num_logits=1)])
+            found.append(counter.num_calls)
+    per_layer = {fused: found[1] - found[0] for fused, found in counts.items()}
+    assert per_layer == {True: 26, False: 38}
