@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.machine import machine_line
 from benchmarks.markdown import number, put_fragment, table
-from cluster.models.resolve import resolve
+from cluster.models.resolve import models_home, resolve
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear")
 _ON_CHANGES = ("task_arithmetic", "ties", "dare_linear")
@@ -46,7 +46,7 @@ def main() -> None:
         print(json.dumps(_turn(options.turn[0], Path(options.turn[1]))))
         return
     line = machine_line()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory(dir=models_home()) as name:
         folder = Path(name)
         _make_models(folder)
         kinds = ("copy", *options.methods)
