@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.machine import machine_line
 from benchmarks.markdown import number, put_fragment, table
-from cluster.models.resolve import resolve
+from cluster.models.resolve import models_home, resolve
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear")
 _ON_CHANGES = ("task_arithmetic", "ties", "dare_linear")
@@ -38,6 +38,7 @@ def main() -> None:
     """Measure, print, and put the table into a page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.merge", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each kind")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--into", type=Path, help="a page with merge markers")
     parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -45,10 +46,10 @@ def main() -> None:
         print(json.dumps(_turn(options.turn[0], Path(options.turn[1]))))
         return
     line = machine_line()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory(dir=models_home()) as name:
         folder = Path(name)
         _make_models(folder)
-        kinds = ("copy", *METHODS)
+        kinds = ("copy", *options.methods)
         turns: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
         for _ in range(options.rounds):
             for kind in kinds:

@@ -13,7 +13,7 @@ from cluster.errors import Unsupported
 _NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.+)")
 _INPUT_PARTS = ("embed", "wte", "wpe")  # of names of what comes before the first layer
 _OUTPUT_PARTS = ("embed_out",)
-_NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def stacked_config(
     `num_layers` is how many `config` has. Lists with a value per layer are put together again.
     """
     result = dict(config)
-    key = next((key for key in _NUM_LAYERS if config.get(key) == num_layers), None)
+    key = next((key for key in NUM_LAYERS if config.get(key) == num_layers), None)
     if key is None:
         message = f"config.json does not say that it has {num_layers} layers; nothing is stacked"
         raise Unsupported("LAYERS_UNKNOWN", message, field="slices")

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.errors import Unsupported
 from cluster.merging.checkpoint import Checkpoint
+from cluster.merging.layers import NUM_LAYERS
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,7 +35,6 @@ _OF_NO_WEIGHT = {  # what a configuration says besides what its weights mean
     "eos_token_id",
     "pad_token_id",
 }
-_OF_LAYERS = {"num_hidden_layers", "n_layer", "num_layers", "n_layers"}
 _MAX_SHOWN = 60
 
 
@@ -74,7 +74,7 @@ def _check_configurations(first: Checkpoint, other: Checkpoint, *, stacked: bool
         mine, other_value = ours.get(key), theirs.get(key)
         if key in _OF_NO_WEIGHT or "dropout" in key or mine == other_value:
             continue
-        if stacked and (key in _OF_LAYERS or "layer" in key):
+        if stacked and (key in NUM_LAYERS or "layer" in key):
             continue
         message = (
             f"configurations differ in {key}: {_shown(mine)} in {first.called}, "

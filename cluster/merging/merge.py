@@ -96,7 +96,9 @@ def merged_tensors(
     for step, tensors in _read_ahead(prepared):
         if relating is not None and len(tensors) > 1:
             relating.see([called(operand.model) for operand in step.read], tensors)
-        yield step, merge_step(prepared.recipe.merge_method, step, tensors, places)
+        result = merge_step(prepared.recipe.merge_method, step, tensors, places)
+        del tensors  # before others are read
+        yield step, result
 
 
 def _read_ahead(prepared: Prepared) -> Iterator[tuple[Step, list[Tensor]]]:
@@ -113,6 +115,7 @@ def _read_ahead(prepared: Prepared) -> Iterator[tuple[Step, list[Tensor]]]:
             is_small = following is not None and following.num_bytes <= _MAX_AHEAD_BYTES
             ahead = reading.submit(read, following) if is_small else None
             yield step, tensors
+            del tensors
 
 
 def merge_step(

@@ -20,7 +20,7 @@ from cluster.merging.parts import ModelKey, Part, Source, parts_of
 from cluster.spec.recipe import RecipeSpec
 from cluster.spec.settings import Scalar, Setting
 
-RESULT_DTYPES = {
+_RESULT_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -132,7 +132,7 @@ class _Steps:
             else:
                 base = operands[part.base]
         entry = entries[order[0]]
-        dtype = RESULT_DTYPES.get(self.recipe.result_dtype or "", entry.dtype)
+        dtype = _RESULT_DTYPES.get(self.recipe.result_dtype or "", entry.dtype)
         return Step(
             name,
             entry,

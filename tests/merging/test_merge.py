@@ -443,3 +443,26 @@ def test_the_merge_reads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     done = merged(tmp_path / "out", content, base=base, a=a, b=b)
     assert done.num_bytes_read == 2 * done.num_bytes_written
     assert done.warnings == ()
+
+
+def test_memory_holds_a_few_tensors_and_not_the_models(tmp_path: Path) -> None:
+    """Two tensors of each input, since the next ones are read ahead, and two results."""
+    size = 4 << 20  # numbers of each tensor; 16 MiB
+    folders = [make_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    for folder in folders:
+        large = {f"extra.{i}": torch.ones(size) for i in range(8)}
+        save_file({**tensors_of(folder), **large}, folder / "model.safetensors", {"format": "pt"})
+        del large
+    spec = recipe(MEAN.replace("linear", "ties, base_model: $a"), a=folders[0], b=folders[1])
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before = peak_bytes()
+    done = merge(spec, tmp_path / "out")
+    assert done.num_bytes_read > 256 << 20
+    assert peak_bytes() - before < (2 * 2 + 2) * 4 * size + (32 << 20)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had in use."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

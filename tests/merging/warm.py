@@ -77,8 +77,7 @@ def train_reward(
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.score.weight.data.zero_()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     chance = random.Random(seed)
     for _ in range(num_steps):
         batch = chance.sample(list(pairs), _BATCH)
@@ -88,7 +87,6 @@ def train_reward(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
