@@ -43,6 +43,7 @@ TMP_MOUNT: Object = {"name": "tmp", "mountPath": "/tmp"}
 
 def head_template(spec: ClusterSpec, options: RenderOptions) -> Object:
     """The head runs Ray's and Serve's control and no replica, and outlives the others' drain."""
+    mounts, volumes = _files(spec, options)
     container = {
         "name": "ray-head",
         "image": options.image,
@@ -51,13 +52,13 @@ def head_template(spec: ClusterSpec, options: RenderOptions) -> Object:
         "ports": [_port(name, port) for name, port in (RAY_PORTS | _SERVE | HEAD_METRICS).items()],
         "resources": _amounts({"cpu": "1", "memory": "2Gi"}, {"cpu": "2"}),
         "securityContext": SECURITY,
-        "volumeMounts": [TMP_MOUNT, _SHM_MOUNT],
+        "volumeMounts": mounts,
         "livenessProbe": _node_probe(period_s=10, failures=6),
         "readinessProbe": _node_probe(period_s=5, failures=3),
         "startupProbe": _node_probe(period_s=5, failures=60),
         "lifecycle": _sleep(LEAVE_S + drain_s(spec)),
     }
-    pod = _pod(options, container, [], f"{options.name}-control")
+    pod = _pod(options, container, volumes, f"{options.name}-control")
     # The autoscaler in the head's pod speaks to Kubernetes, by rights that KubeRay gives it.
     pod["automountServiceAccountToken"] = True
     pod["terminationGracePeriodSeconds"] = LEAVE_S + drain_s(spec) + 2 * _SPARE_S
@@ -69,12 +70,16 @@ def head_template(spec: ClusterSpec, options: RenderOptions) -> Object:
 
 def pool_template(pool: Pool, spec: ClusterSpec, options: RenderOptions) -> Object:
     """The pods of one pool."""
-    mounts, volumes = _files(pool, spec, options)
+    mounts, volumes = _files(spec, options)
+    if pool.kind == "router":
+        mounts.append({"name": "keys", "mountPath": f"{CONFIG_FOLDER}/keys", "readOnly": True})
+        volumes.append({"name": "keys", "secret": {"secretName": f"{options.name}-keys"}})
+    more = {"CUVEE_EXCHANGE_PORT": str(EXCHANGE_PORT)} if pool.kind == "member" else {}
     container = {
         "name": "ray-worker",
         "image": options.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": _env(spec, _pool_env(pool, spec)),
+        "env": _env(spec, more),
         "ports": [_port(name, port) for name, port in _pool_ports(pool).items()],
         "resources": _pool_amounts(pool),
         "securityContext": SECURITY,
@@ -111,19 +116,18 @@ def _pool_ports(pool: Pool) -> dict[str, int]:
     return {"metrics": RAY_PORTS["metrics"], **own[pool.kind]}
 
 
-def _files(
-    pool: Pool, spec: ClusterSpec, options: RenderOptions
-) -> tuple[list[Object], list[Object]]:
-    """What a pool's container mounts, and the volumes that are not in every pod."""
+def _files(spec: ClusterSpec, options: RenderOptions) -> tuple[list[Object], list[Object]]:
+    """What every container mounts, and the volumes for it that are not in every pod.
+
+    Models are for the head too, where the builder looks how much one needs, and for routers, which
+    read learned gates.
+    """
     mounts, volumes = [TMP_MOUNT, _SHM_MOUNT], []
-    if pool.kind == "router":
-        mounts.append({"name": "keys", "mountPath": f"{CONFIG_FOLDER}/keys", "readOnly": True})
-        volumes.append({"name": "keys", "secret": {"secretName": f"{options.name}-keys"}})
-    if needs_volume(spec):  # routers too: they read learned gates
+    if needs_volume(spec):
         mounts.append({"name": "models", "mountPath": MODELS_FOLDER})
         claim = {"claimName": f"{options.name}-models"}
         volumes.append({"name": "models", "persistentVolumeClaim": claim})
-    if _asks_hub(pool, spec):
+    if downloads(spec):
         mounts.append({"name": "hub", "mountPath": _HUB_FOLDER, "readOnly": True})
         token = {"secretName": f"{options.name}-hub", "optional": True}
         volumes.append({"name": "hub", "secret": token})
@@ -169,28 +173,17 @@ def _pod(options: RenderOptions, container: Object, volumes: list[Object], prior
 _SHM_MOUNT: Object = {"name": "shm", "mountPath": "/dev/shm"}
 
 
-def _pool_env(pool: Pool, spec: ClusterSpec) -> dict[str, str]:
-    env = {}
-    if pool.kind == "member":
-        env["CUVEE_EXCHANGE_PORT"] = str(EXCHANGE_PORT)
-    if needs_volume(spec):
-        env |= {"CUVEE_HOME": f"{MODELS_FOLDER}/cuvee", "HF_HOME": f"{MODELS_FOLDER}/hub"}
-    if _asks_hub(pool, spec):
-        env["HF_TOKEN_PATH"] = f"{_HUB_FOLDER}/token"
-    return env
-
-
-def _asks_hub(pool: Pool, spec: ClusterSpec) -> bool:
-    return pool.kind != "router" and downloads(spec)
-
-
 def _env(spec: ClusterSpec, more: Mapping[str, str]) -> list[Object]:
+    models = {"CUVEE_HOME": f"{MODELS_FOLDER}/cuvee", "HF_HOME": f"{MODELS_FOLDER}/hub"}
+    token = {"HF_TOKEN_PATH": f"{_HUB_FOLDER}/token"}
     values = {
         "HOME": "/tmp",  # the only place to write
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(node_drain_s(spec)),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        **(models if needs_volume(spec) else {}),
+        **(token if downloads(spec) else {}),
         **more,
     }
     return [{"name": name, "value": value} for name, value in values.items()]

@@ -137,25 +137,17 @@ def network_policies(options: RenderOptions) -> list[Object]:
 
 
 def installation_policies(spec: ClusterSpec, options: RenderOptions) -> list[Object]:
-    """Replicas may reach a hub, if any model comes from one, and the head its Redis."""
+    """The head may reach its Redis, and all of them a hub, if any model comes from one."""
     found: list[Object] = []
     if options.has("redis"):
         port = int(options.redis_address.rpartition(":")[2])
         egress = [_rule("to", [{"namespaceSelector": {}}], [port])]
         found.append(_policy(options, "redis", options.labels("head"), egress=egress))
-    if not downloads(spec):
-        return found
-    block = {"cidr": _ALL, "except": [_METADATA_SERVICE]}
-    kinds = sorted({pool.kind for pool in pools_of(spec)} - {"router"})
-    return found + [
-        _policy(
-            options,
-            f"{kind}-downloads",
-            options.labels(kind),
-            egress=[_rule("to", [{"ipBlock": block}], [443])],
-        )
-        for kind in kinds
-    ]
+    if downloads(spec):
+        block = {"cidr": _ALL, "except": [_METADATA_SERVICE]}
+        egress = [_rule("to", [{"ipBlock": block}], [443])]
+        found.append(_policy(options, "downloads", options.labels(), egress=egress))
+    return found
 
 
 def _policy(

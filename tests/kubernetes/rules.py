@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from deployments.kubernetes.options import Object
 from deployments.placement import asked_of_node
 from tests.kubernetes.objects import (
     Objects,
@@ -287,6 +288,18 @@ def secrets_are_named_and_never_written(objects: Objects) -> Iterator[str]:
 
 
 @rule
+def the_builder_finds_models(objects: Objects) -> Iterator[str]:
+    """It runs on the head, and looks into models to know how many leases fit them."""
+    volumes = {name: _claims(pod) for name, pod in templates(objects).items()}
+    yield from (name for name, claims in volumes.items() if claims != volumes["head"])
+    env = {e["name"]: e.get("value") for _, c in containers(objects) for e in c["env"]}
+    is_downloading = "HF_TOKEN_PATH" in env
+    reach = [p for p in _policies(objects) if p["metadata"]["name"].endswith("-downloads")]
+    if is_downloading != bool(reach):
+        yield "no way to the hub"
+
+
+@rule
 def weights_are_mounted_as_the_restricted_may(objects: Objects) -> Iterator[str]:
     """Whatever a template mounts is among its volumes, and claims are rendered."""
     claims = {item["metadata"]["name"] for item in of_kind(objects, "PersistentVolumeClaim")}
@@ -296,9 +309,15 @@ def weights_are_mounted_as_the_restricted_may(objects: Objects) -> Iterator[str]
             if mount["name"] not in volumes:
                 yield f"{name}: {mount['name']}"
         for volume in volumes.values():
-            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
             if claim and claim not in claims:
                 yield f"{name}: {claim}"
+
+
+def _claims(template: Object) -> set[str]:
+    volumes = template["spec"]["volumes"]
+    claims = [volume.get("persistentVolumeClaim") for volume in volumes]
+    return {claim["claimName"] for claim in claims if claim}
 
 
 def _policies(objects: Objects) -> Objects:

@@ -37,6 +37,11 @@ def _container(objects: Objects, name: str) -> Any:
     return _pod(objects, name)["containers"][0]
 
 
+def _volume(objects: Objects, pod: str, name: str) -> Any:
+    (found,) = [volume for volume in _pod(objects, pod)["volumes"] if volume["name"] == name]
+    return found
+
+
 def _policy(objects: Objects, name: str) -> Any:
     return one(objects, "NetworkPolicy", f"cuvee-{name}")["spec"]
 
@@ -219,7 +224,7 @@ MISTAKES: list[tuple[str, Callable[[Objects], object]]] = [
         lambda o: _pod(o, "router")["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
     ),
     ("containers_have_room", lambda o: _container(o, "head")["resources"]["limits"].pop("cpu")),
-    ("containers_have_room", lambda o: _container(o, "head")["volumeMounts"].pop()),
+    ("containers_have_room", lambda o: _container(o, "head")["volumeMounts"].pop(0)),
     ("images_are_fixed", lambda o: _container(o, "head").update(image="cuvee:latest")),
     ("images_are_fixed", lambda o: _container(o, "head").update(image="registry:5000/cuvee")),
     (
@@ -231,6 +236,14 @@ MISTAKES: list[tuple[str, Callable[[Objects], object]]] = [
         lambda o: _container(o, "router")["env"].append({"name": "HF_TOKEN", "value": "hf_x"}),
     ),
     ("secrets_are_named_and_never_written", lambda o: cluster_of(o).pop("authOptions")),
+    (
+        "the_builder_finds_models",
+        lambda o: o.remove(one(o, "NetworkPolicy", "cuvee-downloads")),
+    ),
+    (
+        "the_builder_finds_models",  # mounted, but empty
+        lambda o: _volume(o, "head", "models").update(persistentVolumeClaim=None, emptyDir={}),
+    ),
     (
         "weights_are_mounted_as_the_restricted_may",
         lambda o: o.remove(one(o, "PersistentVolumeClaim")),
