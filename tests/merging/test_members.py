@@ -130,13 +130,13 @@ def test_check_tells_what_up_would_refuse(tmp_path: Path) -> None:
 
 
 def test_the_builder_of_the_application_merges_first(home: Path) -> None:
-    build(parse_spec(SPEC).to_mapping())
+    build({"spec": SPEC})
     assert len([path for path in home.iterdir() if path.is_dir()]) == 2
 
 
 def test_a_merge_that_cannot_be_is_refused_before_replicas(home: Path) -> None:
     with pytest.raises(Unsupported):
-        build(parse_spec(SPEC.replace("tiny-kjv}]", "tiny-bytes}]")).to_mapping())
+        build({"spec": SPEC.replace("tiny-kjv}]", "tiny-bytes}]")})
     assert not [path for path in home.iterdir() if path.is_dir()]
 
 
