@@ -69,29 +69,13 @@ def head_template(spec: ClusterSpec, options: RenderOptions) -> Object:
 
 def pool_template(pool: Pool, spec: ClusterSpec, options: RenderOptions) -> Object:
     """The pods of one pool."""
-    mounts, volumes = [TMP_MOUNT, _SHM_MOUNT], []
-    if pool.kind == "router":
-        mounts.append({"name": "keys", "mountPath": f"{CONFIG_FOLDER}/keys", "readOnly": True})
-        volumes.append({"name": "keys", "secret": {"secretName": f"{options.name}-keys"}})
-    if needs_volume(spec):  # routers too: they read learned gates
-        mounts.append({"name": "models", "mountPath": MODELS_FOLDER})
-        claim = {"claimName": f"{options.name}-models"}
-        volumes.append({"name": "models", "persistentVolumeClaim": claim})
-    if _asks_hub(pool, spec):
-        mounts.append({"name": "hub", "mountPath": _HUB_FOLDER, "readOnly": True})
-        token = {"secretName": f"{options.name}-hub", "optional": True}
-        volumes.append({"name": "hub", "secret": token})
-    ports = {"metrics": RAY_PORTS["metrics"]}
-    if pool.kind == "router":
-        ports |= {"grpc": EDGE_PORT, "router-metrics": METRICS_PORT}
-    elif pool.kind == "member":
-        ports |= {"exchange": EXCHANGE_PORT}
+    mounts, volumes = _files(pool, spec, options)
     container = {
         "name": "ray-worker",
         "image": options.image,
         "imagePullPolicy": "IfNotPresent",
         "env": _env(spec, _pool_env(pool, spec)),
-        "ports": [_port(name, port) for name, port in ports.items()],
+        "ports": [_port(name, port) for name, port in _pool_ports(pool).items()],
         "resources": _pool_amounts(pool),
         "securityContext": SECURITY,
         "volumeMounts": mounts,
@@ -116,6 +100,34 @@ def pool_labels(pool: Pool, options: RenderOptions) -> dict[str, str]:
 def node_drain_s(spec: ClusterSpec) -> int:
     """How long Ray waits for a node's replicas: more than Serve gives any of them."""
     return drain_s(spec) + _AFTER_REPLIES_S
+
+
+def _pool_ports(pool: Pool) -> dict[str, int]:
+    own = {
+        "router": {"grpc": EDGE_PORT, "router-metrics": METRICS_PORT},
+        "member": {"exchange": EXCHANGE_PORT},
+        "ranker": {},
+    }
+    return {"metrics": RAY_PORTS["metrics"], **own[pool.kind]}
+
+
+def _files(
+    pool: Pool, spec: ClusterSpec, options: RenderOptions
+) -> tuple[list[Object], list[Object]]:
+    """What a pool's container mounts, and the volumes that are not in every pod."""
+    mounts, volumes = [TMP_MOUNT, _SHM_MOUNT], []
+    if pool.kind == "router":
+        mounts.append({"name": "keys", "mountPath": f"{CONFIG_FOLDER}/keys", "readOnly": True})
+        volumes.append({"name": "keys", "secret": {"secretName": f"{options.name}-keys"}})
+    if needs_volume(spec):  # routers too: they read learned gates
+        mounts.append({"name": "models", "mountPath": MODELS_FOLDER})
+        claim = {"claimName": f"{options.name}-models"}
+        volumes.append({"name": "models", "persistentVolumeClaim": claim})
+    if _asks_hub(pool, spec):
+        mounts.append({"name": "hub", "mountPath": _HUB_FOLDER, "readOnly": True})
+        token = {"secretName": f"{options.name}-hub", "optional": True}
+        volumes.append({"name": "hub", "secret": token})
+    return mounts, volumes
 
 
 def _priority(pool: Pool, options: RenderOptions) -> str:

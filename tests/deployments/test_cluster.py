@@ -21,7 +21,7 @@ from .conftest import HAS_SMOLLM2, Client, Reply
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-LONG: dict[str, Any] = {"stopping": {"max_tokens": 800, "ignore_eos": True}}
+LONG: dict[str, Any] = {"stopping": {"max_tokens": 400, "ignore_eos": True}}
 
 
 def sampling(seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cluster.merging.cache import cached_folder, folder_of
 from cluster.models.resolve import resolve
 from cluster.spec import ClusterSpec, MemberSpec, parse_spec
 from cuvee.v1 import generation_pb2 as pb
-from deployments.app import build
+from deployments.app import application
 from tests.merging.factories import make_family
 from tests.rig import running
 
@@ -130,13 +130,13 @@ def test_check_tells_what_up_would_refuse(tmp_path: Path) -> None:
 
 
 def test_the_builder_of_the_application_merges_first(home: Path) -> None:
-    build({"spec": SPEC})
+    application(parse_spec(SPEC))
     assert len([path for path in home.iterdir() if path.is_dir()]) == 2
 
 
 def test_a_merge_that_cannot_be_is_refused_before_replicas(home: Path) -> None:
     with pytest.raises(Unsupported):
-        build({"spec": SPEC.replace("tiny-kjv}]", "tiny-bytes}]")})
+        application(parse_spec(SPEC.replace("tiny-kjv}]", "tiny-bytes}]")))
     assert not [path for path in home.iterdir() if path.is_dir()]
 
 
