@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import pytest
@@ -31,17 +30,17 @@ blends:
 async def test_the_average_resists_label_noise_and_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three in ten training labels are wrong; each run saw its own sample of the pairs.
+    """Three in ten training labels are wrong; each run saw them in another order.
 
-    In seven sets of data and seeds the average was better than its models' mean each time, and
-    once better than the one that is best in hindsight, which nobody can pick beforehand: that
-    is what is asserted, with fixed seeds. docs/merging.md has the figures.
+    On held-out pairs with right labels the average is at least as good as the best of its models,
+    which nobody can pick beforehand. Of six sets of data it was so in five (docs/merging.md, of
+    four models each); seeds are fixed.
     """
     monkeypatch.setenv("CUVEE_HOME", str(tmp_path / "home"))
     ancestor = make_ancestor(tmp_path / "ancestor")
-    noisy = flipped(make_pairs(2000, seed=2, held_out=False), 0.3, seed=2)
+    noisy = flipped(make_pairs(2000, seed=3, held_out=False), 0.3, seed=3)
     models = [
-        train_reward(tmp_path / f"m{at}", ancestor, noisy, seed=20 + at, num_steps=40)
+        train_reward(tmp_path / f"m{at}", ancestor, noisy, seed=30 + at, num_steps=200)
         for at in range(3)
     ]
     recipe = AVERAGE
@@ -64,6 +63,6 @@ async def test_the_average_resists_label_noise_and_ranks(
     (average,) = (
         path for path in (tmp_path / "home" / "models" / ".merged").iterdir() if path.is_dir()
     )
-    clean = make_pairs(150, seed=1002, held_out=True)
+    clean = make_pairs(400, seed=1003, held_out=True)
     singles = [judge(model, clean, noise=0, seed=0).accuracy for model in models]
-    assert judge(average, clean, noise=0, seed=0).accuracy >= mean(singles)
+    assert judge(average, clean, noise=0, seed=0).accuracy >= max(singles)
