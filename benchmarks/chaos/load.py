@@ -20,6 +20,7 @@ from cuvee.v1 import generation_pb2 as pb
 from cuvee.v1 import generation_pb2_grpc
 
 TIMEOUT_S = 240.0
+_AFTER_FAILURE_S = 1.0  # as a client that heeds what it is told; else failures are all there is
 PATIENCE = Patience(max_tries=60, total_s=180)
 _NO_NAME = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)  # defects, not refusals
 _UNNAMED = "unnamed "
@@ -115,15 +116,16 @@ class Streams:
 
     def resume_broken(self) -> list[str]:
         """Ask for the rest of every broken reply; gives what is wrong with the whole ones."""
-        wrong = []
-        for broken in self.tally.broken:
-            text, _, reason = self._stream(broken.resumable, broken.text)
-            if reason:
-                wrong.append(f"{broken.ask}: {reason} again")
-            elif text != self._twins[broken.ask]:
-                wrong.append(f"{broken.ask}: another text")
+        with ThreadPoolExecutor(self._num) as pool:
+            found = list(pool.map(self._resume, self.tally.broken))
         self._channel.close()
-        return wrong
+        return [wrong for wrong in found if wrong]
+
+    def _resume(self, broken: Broken) -> str:
+        text, _, reason = self._stream(broken.resumable, broken.text)
+        if reason:
+            return f"{broken.ask}: {reason} again"
+        return "" if text == self._twins[broken.ask] else f"{broken.ask}: another text"
 
     def _work(self, chance: random.Random) -> None:
         asks = list(self._twins)
@@ -138,6 +140,8 @@ class Streams:
                 continue
             with self._lock:
                 self._note(ask, resumable, text, outcome, reason)
+            if reason:
+                self._is_over.wait(_AFTER_FAILURE_S)
 
     def _stream(self, resumable: Resumable, text: str = "") -> tuple[str, pb.Outcome | None, str]:
         """The whole text, the outcome if it was reached, else why it was not."""
