@@ -8,7 +8,7 @@ TORCH   := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-router test-others check protos protos-check k8s format clean
+.PHONY: help setup demo test test-router-a test-router-m test-others check protos protos-check k8s format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,12 +32,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## Start the cluster on loopback, show a blended reply, stop
 	$(BIN)/cuvee demo
 
-test: check  ## Run all checks, then all tests: those without a cluster on two cores
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-router test-others
+test: check  ## Run all checks, then all tests: those without a cluster in three processes
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-router-a test-router-m test-others
 	$(BIN)/pytest -m cluster
 
-test-router:
-	$(BIN)/pytest -m "not cluster" tests/router
+test-router-a:
+	$(BIN)/pytest -m "not cluster" tests/router/test_[a-l]*.py
+
+test-router-m:
+	$(BIN)/pytest -m "not cluster" tests/router/test_[m-z]*.py
 
 test-others:
 	$(BIN)/pytest -m "not cluster" --ignore=tests/router
