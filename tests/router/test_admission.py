@@ -14,7 +14,7 @@ from cluster.members.base import Prompt
 from cluster.members.scripted import ScriptedMember
 from cluster.router.admission import Admission
 from cluster.router.core import Router
-from cluster.router.requests import GenerationRequest, Stopping
+from cluster.router.requests import GenerationRequest, Sampling, Stopping
 from cluster.spec import LimitsSpec, parse_spec
 from cuvee.v1 import generation_pb2 as pb
 from tests.rig import SPEC, running
@@ -217,7 +217,9 @@ async def test_a_callers_debt_is_what_members_processed() -> None:
     )
     router = Router(spec, members)
     await router.learn_members()
-    request = GenerationRequest("both", Prompt(text="a"), stopping=Stopping(max_tokens=8))
+    request = GenerationRequest(
+        "both", Prompt(text="a"), Sampling(seed=3), Stopping(max_tokens=8)
+    )  # the dear one has six of the tokens
     current_caller.set(caller("key", cost_per_minute=150))
     async for _ in router.generate(request):
         pass
