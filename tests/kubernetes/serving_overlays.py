@@ -1,8 +1,9 @@
 """Each overlay's Serve configuration on a real Ray cluster, by `serve deploy`; as JSON.
 
 A process of its own, since one process is connected to one Ray cluster at a time. Two nodes offer
-what two pods of every pool do, as logical resources. There are no GPUs and no hub here, so models
-are tiny ones on CPUs; ports and files are this machine's. All else is as it is rendered.
+what two pods of every pool do, as logical resources, and want Ray's token, as pods do. There are no
+GPUs and no hub here, so models are tiny ones on CPUs; ports and files are this machine's. All else
+is as it is rendered.
 
     python -m tests.kubernetes.serving_overlays FOLDER
 """
@@ -10,6 +11,8 @@ are tiny ones on CPUs; ports and files are this machine's. All else is as it is 
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import subprocess
 import sys
 import time
@@ -38,6 +41,7 @@ def main() -> None:
     """Start the nodes, deploy one after the other, leave nothing."""
     folder, said = Path(sys.argv[1]), {}
     set_environment()
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     from ray.cluster_utils import Cluster
 
     dashboard, metrics = free_port(), free_port()
@@ -139,8 +143,10 @@ class Site:
         raise TimeoutError(f"not serving after {READY_TIMEOUT_S:g} s")
 
     def _check_deploys(self) -> None:
-        with urllib.request.urlopen(f"{self._ray}/api/serve/applications/", timeout=30) as answer:
-            application = json.load(answer)["applications"].get("cuvee", {})
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+        details = ServeSubmissionClient(self._ray).get_serve_details()
+        application = details["applications"].get("cuvee", {})
         if application.get("status") == "DEPLOY_FAILED":
             raise RuntimeError(application["message"])
 
