@@ -31,15 +31,16 @@ class _Norm:
     """Root mean square over the last axis, of size n."""
 
     weight: Tensor  # [n]
-    eps: Tensor  # []
+    eps: float
+    eps_there: Tensor  # []: the same, where the model is
 
     def __call__(self, x: Tensor) -> Tensor:
         size = x.shape[-1]
         if x.dtype != torch.float32 or x.device.type != "cpu":
-            return nn.functional.rms_norm(x, (size,), self.weight, float(self.eps))
+            return nn.functional.rms_norm(x, (size,), self.weight, self.eps)
         # torch's own makes a dozen kernels of it on processors: 29 us a row where this takes 9
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.addcmul(self.eps, length, length, value=1 / size).rsqrt_()
+        scale = torch.addcmul(self.eps_there, length, length, value=1 / size).rsqrt_()
         return x.mul(scale).mul_(self.weight)
 
 
@@ -147,7 +148,8 @@ def _join(layer: Any, call: Call) -> _Layer:
 
 
 def _norm(norm: Any) -> _Norm:
-    return _Norm(norm.weight, torch.tensor(float(norm.variance_epsilon)))
+    eps = float(norm.variance_epsilon)
+    return _Norm(norm.weight, eps, torch.tensor(eps, device=norm.weight.device))
 
 
 def _product(layers: Sequence[nn.Linear]) -> _Product:

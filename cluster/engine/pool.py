@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from cluster.engine.pages import Pages
 from cluster.engine.prefixes import ROOT, PrefixIndex, chain, num_common
 
 _MAX_CANDIDATES = 64  # entries compared per lookup: bounds it when many share a system prompt
@@ -48,7 +49,6 @@ class PagePool:
     """Entries, pages and who holds what."""
 
     def __init__(self, num_pages: int, page_size: int, *, min_shared_tokens: int = 8) -> None:
-        assert num_pages > 0
         assert page_size > 0
         assert min_shared_tokens > 0
         self.num_pages = num_pages
@@ -57,23 +57,18 @@ class PagePool:
         self.evicted: list[int] = []  # sequences whose state was evicted; the caller empties it
         self._entries: dict[int, _Entry] = {}
         self._idle: dict[int, None] = {}  # unpinned entries with pages, least recently used first
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._num_holders = [0] * num_pages
-        self._num_pins = [0] * num_pages  # holders that are pinned
-        self._num_pinned_pages = 0
-        self._num_opens = [0] * num_pages  # holders that are not closed
-        self._num_open_pages = 0
+        self._pages = Pages(num_pages)
         self._prefixes = PrefixIndex(page_size)
 
     @property
     def num_free_pages(self) -> int:
         """Pages never used, or holding only evictable state."""
-        return self.num_pages - self._num_pinned_pages
+        return self._pages.num_unpinned
 
     @property
     def num_open_pages(self) -> int:
         """Pages that hold state of sequences not closed: what these lose if more comes."""
-        return self._num_open_pages
+        return self._pages.num_open
 
     def holds(self, sequence: int) -> bool:
         """Whether the sequence was opened here, and not forgotten after its close."""
@@ -105,7 +100,7 @@ class PagePool:
         self.unpin(sequence)
         entry = self._entries[sequence]
         for page in entry.pages:
-            self._remove_open(page)
+            self._pages.close(page)
         entry.closed = True
         if not entry.ids:
             self.drop(sequence)
@@ -118,7 +113,7 @@ class PagePool:
             entry.pinned = True
             self._idle.pop(sequence, None)
             for page in entry.pages:
-                self._add_pin(page)
+                self._pages.pin(page)
 
     def unpin(self, sequence: int) -> None:
         """The state may be evicted again, after all that were idle before."""
@@ -127,7 +122,7 @@ class PagePool:
             self.truncate(sequence, len(entry.ids))  # gives back what was reserved in vain
             entry.pinned = False
             for page in entry.pages:
-                self._remove_pin(page)
+                self._pages.unpin(page)
             if entry.pages:
                 self._idle[sequence] = None
 
@@ -187,9 +182,11 @@ class PagePool:
         num_new = max(0, -(-(len(entry.ids) + num_tokens) // size) - len(entry.pages))
         num_tail = len(entry.ids) % size
         tail = entry.pages[len(entry.ids) // size] if num_tail else None
-        must_copy = tail is not None and self._num_holders[tail] > 1
+        must_copy = tail is not None and self._pages.num_holders(tail) > 1
         if tail is not None and must_copy and num_new + 1 > self.num_free_pages:
-            must_copy = self._num_pins[tail] > 1  # else evict those who hold the page, and own it
+            must_copy = (
+                self._pages.num_pins(tail) > 1
+            )  # else evict those who hold the page, and own it
             for victim in [] if must_copy else [s for s in self._idle if tail in self.pages(s)]:
                 self._evict(victim)
         if num_new + must_copy > self.num_free_pages:
@@ -242,9 +239,9 @@ class PagePool:
 
     def _take_page(self, entry: _Entry) -> int:
         """A free page for the entry, by eviction if need be. The caller made sure there is one."""
-        while not self._free:
+        while not self._pages.has_free():
             self._evict(next(iter(self._idle)))
-        page = self._free.pop()
+        page = self._pages.take()
         self._hold_page(entry, page)
         return page
 
@@ -254,37 +251,13 @@ class PagePool:
 
     def _hold_page(self, entry: _Entry, page: int) -> None:
         entry.pages.append(page)
-        self._num_holders[page] += 1
-        self._num_opens[page] += 1
-        self._num_open_pages += self._num_opens[page] == 1
-        if entry.pinned:
-            self._add_pin(page)
+        self._pages.hold(page, pinned=entry.pinned)
 
     def _release_page(self, entry: _Entry, page: int) -> None:
-        self._num_holders[page] -= 1
-        if not entry.closed:
-            self._remove_open(page)
-        if entry.pinned:
-            self._remove_pin(page)
-        if self._num_holders[page] == 0:
-            self._free.append(page)
-
-    def _add_pin(self, page: int) -> None:
-        self._num_pins[page] += 1
-        self._num_pinned_pages += self._num_pins[page] == 1
-
-    def _remove_pin(self, page: int) -> None:
-        self._num_pins[page] -= 1
-        self._num_pinned_pages -= self._num_pins[page] == 0
-
-    def _remove_open(self, page: int) -> None:
-        self._num_opens[page] -= 1
-        self._num_open_pages -= self._num_opens[page] == 0
+        self._pages.release(page, pinned=entry.pinned, closed=entry.closed)
 
     def check_integrity(self) -> None:
         """Assert every invariant; tests call it after each operation."""
-        num_holders, num_pins = [0] * self.num_pages, [0] * self.num_pages
-        num_opens = [0] * self.num_pages
         prefixes: dict[int, set[int]] = {}
         for sequence, entry in self._entries.items():
             num_needed = -(-len(entry.ids) // self.page_size)
@@ -293,18 +266,9 @@ class PagePool:
             assert (sequence in self._idle) == (bool(entry.pages) and not entry.pinned), sequence
             assert len(entry.keys) == len(entry.ids) // self.page_size, sequence
             assert not entry.closed or (entry.ids and not entry.pinned), sequence
-            assert len(set(entry.pages)) == len(entry.pages), sequence
-            for page in entry.pages:
-                num_holders[page] += 1
-                num_pins[page] += entry.pinned
-                num_opens[page] += not entry.closed
             for key in [ROOT, *entry.keys] if entry.ids else []:
                 prefixes.setdefault(key, set()).add(sequence)
-        assert num_holders == self._num_holders
-        assert num_pins == self._num_pins
-        assert self._num_pinned_pages == sum(num > 0 for num in num_pins)
-        assert num_opens == self._num_opens
-        assert self._num_open_pages == sum(num > 0 for num in num_opens)
-        assert sorted(self._free) == [p for p in range(self.num_pages) if not num_holders[p]]
+        entries = self._entries.values()
+        self._pages.check_integrity((entry.pages, entry.pinned, entry.closed) for entry in entries)
         assert prefixes == self._prefixes.as_sets()
         assert set(self._idle) <= set(self._entries)

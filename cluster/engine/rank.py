@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from cluster.distribution import Distribution
-from cluster.engine.sampler import log_warp, mask
+from cluster.engine.law import log_warp
+from cluster.engine.masks import mask
 from cluster.engine.types import Rank, SamplingParams
 
 

@@ -13,6 +13,7 @@ from cluster.engine import loading
 from cluster.engine.base import Chunk
 from cluster.engine.engine import Engine
 from cluster.engine.fused import FusedDecoder
+from cluster.engine.reading import read_model
 from cluster.engine.runner import PagedRunner
 
 from .factories import make_engine, make_ids, save_model
@@ -94,8 +95,8 @@ def test_a_layer_takes_two_thirds_of_the_kernels(tmp_path: Path) -> None:
         folder = tmp_path / str(num_layers)
         save_model("llama", folder, num_hidden_layers=num_layers)
         for fused, found in counts.items():
-            loaded = loading._load(folder, "float32", torch.device("cpu"), None, 1)
-            runner = loading._paged_runner(loaded, 16, 1 << 20, varlen=False, fused=fused)
+            loaded = read_model(folder, "float32", torch.device("cpu"))
+            runner = loading.paged_runner(loaded, 16, 1 << 20, varlen=False, fused=fused)
             with Counter() as counter:
                 runner.forward([Chunk(0, 0, [3], [0], num_logits=1)])
             found.append(counter.num_calls)

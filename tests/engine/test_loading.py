@@ -15,6 +15,7 @@ from cluster.engine.base import Chunk
 from cluster.engine.cached import CachedRunner
 from cluster.engine.check import check_runner, make_sequences
 from cluster.engine.fake import FakeRunner
+from cluster.engine.reading import read_model
 from cluster.engine.runner import PagedRunner
 from cluster.engine.types import Prefill, Verdict, Work, WorkEnd
 from cluster.errors import InvalidRequest, NotFound, Unsupported
@@ -163,9 +164,9 @@ def test_chunked_attention_is_not_trusted_to_the_pages(
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"layer_types": ["chunked_attention"] * 2, "attention_chunk_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = loading._load(tmp_path, "float32", torch.device("cpu"), None, 1)
+    loaded = read_model(tmp_path, "float32", torch.device("cpu"))
     with pytest.raises(Unsupported, match="chunked"):
-        loading._paged_runner(loaded, 16, None, varlen=False, fused=False)
+        loading.paged_runner(loaded, 16, None, varlen=False, fused=False)
 
 
 def test_a_shorter_context_can_be_asked_for(llama_folder: Path) -> None:

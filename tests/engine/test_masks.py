@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.engine import sampler
+from cluster.engine import law
 from cluster.engine.engine import Engine
+from cluster.engine.law import warp
 from cluster.engine.rank import rank
-from cluster.engine.sampler import SampleRow, sample, warp
+from cluster.engine.sampler import SampleRow, sample
 from cluster.engine.types import Output, Rank, Sample, SamplingParams, Verdict, Work, WorkEnd
 from cluster.errors import Unsupported
 
@@ -40,7 +41,7 @@ def bits(ids: Sequence[int], size: int = VOCAB_SIZE) -> bytes:
 def test_a_masked_row_is_drawn_as_if_all_other_logits_were_minus_infinity(
     device: str, num_candidates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "NUM_CANDIDATES", num_candidates)
+    monkeypatch.setattr(law, "NUM_CANDIDATES", num_candidates)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(40, VOCAB_SIZE, generator=generator) * 3
     allowed = [sorted(set(make_ids(1 + i % 9, seed=i))) if i % 3 else None for i in range(40)]
@@ -82,11 +83,11 @@ def test_a_masked_distribution_is_that_of_the_allowed_ids() -> None:
     ids = [3, 8, 50, VOCAB_SIZE - 1]
     laws = [None, SamplingParams(0.6), SamplingParams(1.0, top_k=2)]
     masks = [bits(ids), bits(ids), None]
-    found = rank(logits, [Rank(law, ids=[4]) for law in laws], masks)
-    for i, law in enumerate(laws[:2]):
+    found = rank(logits, [Rank(params, ids=[4]) for params in laws], masks)
+    for i, params in enumerate(laws[:2]):
         cut = torch.full((1, VOCAB_SIZE), -math.inf)
         cut[0, ids] = logits[i, ids]
-        expected = warp(cut, [law or SamplingParams()])[0].numpy()
+        expected = warp(cut, [params or SamplingParams()])[0].numpy()
         told = found[i]
         assert told is not None
         assert told.ids.tolist() == ids

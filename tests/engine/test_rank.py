@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cluster.engine.engine import Engine
-from cluster.engine.sampler import warp
+from cluster.engine.law import warp
 from cluster.engine.types import (
     Output,
     Rank,

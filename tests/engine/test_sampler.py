@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from cluster.engine import sampler
-from cluster.engine.sampler import NO_TOKEN, SampleRow, sample, score, warp
+from cluster.engine import law, sampler
+from cluster.engine.law import warp
+from cluster.engine.sampler import NO_TOKEN, SampleRow, sample, score
 from cluster.engine.types import SamplingParams
 from cluster.randomness import GOLDEN, Purpose, key, mix, to_uniform
 
@@ -86,7 +87,7 @@ def test_warp_and_score_agree_with_the_reference(
 ) -> None:
     rows, params = batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "NUM_CANDIDATES", num_candidates)
+        patch.setattr(law, "NUM_CANDIDATES", num_candidates)
         probs = warp(torch.tensor(rows), params).numpy()
         targets = [int(np.argmin(row)) for row in rows]
         low = score(torch.tensor(rows), targets, params)
@@ -122,7 +123,7 @@ def test_a_draw_is_the_winner_of_the_race_between_what_the_law_leaves(
 ) -> None:
     rows, params = batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "NUM_CANDIDATES", candidates)
+        patch.setattr(law, "NUM_CANDIDATES", candidates)
         patch.setattr(sampler, "_BLOCK", block)
         drawn = sample(torch.tensor(rows), [SampleRow(p, draw) for p in params])
         for row, p, output in zip(rows, params, drawn, strict=True):
