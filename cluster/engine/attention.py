@@ -29,6 +29,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from cluster.engine.batch import Batch
+from cluster.engine.rows import Rows
 from cluster.errors import Unsupported
 
 ATTENTION = "cuvee"
@@ -97,39 +98,12 @@ def _attention(
 AttentionInterface.register(ATTENTION, _attention)
 
 
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What one layer keeps per token."""
-
-    num_heads: int  # of keys and values
-    key_dim: int
-    value_dim: int
-    dtype: torch.dtype
-
-    @property
-    def row_bytes(self) -> int:
-        return self.num_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
-
-
-class Rows:
-    """One layer's pool: the memory, and the same memory page by page."""
-
-    def __init__(
-        self, num_pages: int, page_size: int, shape: LayerShape, device: torch.device
-    ) -> None:
-        size = num_pages * page_size, shape.num_heads
-        self.keys = torch.zeros(*size, shape.key_dim, dtype=shape.dtype, device=device)
-        self.values = torch.zeros(*size, shape.value_dim, dtype=shape.dtype, device=device)
-        self.key_pages = self.keys.view(num_pages, -1)
-        self.value_pages = self.values.view(num_pages, -1)
-
-
 @dataclass(slots=True)
 class _View:
     """The part of a group's pages that a window lets its queries see."""
 
     pages: Tensor  # int64 [chunks * pages]
-    mask: Tensor  # added to the scores: one-token chunks [chunks, 1, 1, S], else [1, 1, L, S]
+    mask: Tensor  # [chunks, 1, queries * query heads on each key head, S], added to the scores
 
 
 @dataclass(slots=True)
@@ -139,22 +113,33 @@ class PagedAttention:
     rows: dict[int, Rows]
     page_size: int
     batch: Batch
-    _views: dict[tuple[int, int | None], _View] = field(default_factory=dict)
+    _views: dict[tuple[int, int | None, int], _View] = field(default_factory=dict)
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows = self.rows[call.layer]
         rows.keys.index_copy_(0, self.batch.slots, key)
         rows.values.index_copy_(0, self.batch.slots, value)
+        return self._attend(call, query, rows)
+
+    def attend_joined(self, call: Call, query: Tensor, joined: Tensor) -> Tensor:
+        """The same, of keys and values in one piece: [T, Hkv + Hkv, D]."""
+        rows = self.rows[call.layer]
+        if rows.pages is None:
+            return self.attend(call, query, *joined.chunk(2, dim=1))
+        rows.tensors[0].index_copy_(0, self.batch.slots, joined.flatten(1))
+        return self._attend(call, query, rows)
+
+    def _attend(self, call: Call, query: Tensor, rows: Rows) -> Tensor:
         if self.batch.varlen is not None:
             return self._attend_varlen(call, query, rows)
         groups = self.batch.groups
         if len(groups) == 1:
-            return self._attend_group(call, query, rows, 0)
+            return self._attend_group(call, query, rows, 0)[None]
         parts = [
             self._attend_group(call, query[group.begin : group.end], rows, i)
             for i, group in enumerate(groups)
         ]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts)[None]
 
     def _attend_varlen(self, call: Call, query: Tensor, rows: Rows) -> Tensor:
         tables, paged = self.batch.varlen, (-1, self.page_size, *rows.keys.shape[1:])
@@ -179,40 +164,43 @@ class PagedAttention:
         return out[None]
 
     def _attend_group(self, call: Call, query: Tensor, rows: Rows, index: int) -> Tensor:
-        """One product of [B, H, rows, D] and [B, H, S, D]: no key is copied for its query heads.
-
-        One-token chunks: B chunks, H key heads, rows the query heads on each. One long chunk: B
-        key heads, H the query heads on each, with the keys expanded, rows its tokens; so the mask
-        is the same for all heads in both.
+        """One product of [B, Hkv, rows, D] and [B, Hkv, S, D], rows being queries times the query
+        heads on each key head: no key is copied for its query heads. Gives [tokens, Hq, Dv].
         """
-        num_tokens, num_heads, key_dim = query.shape
-        num_chunks = self.batch.groups[index].pages.shape[0]
+        group = self.batch.groups[index]
+        num_chunks, num_queries = group.positions.shape
+        num_heads, key_dim = query.shape[1:]
         num_kv, value_dim = rows.values.shape[1:]
-        view = self._view(index, call.window, query.dtype)
-        k = rows.key_pages.index_select(0, view.pages)
+        num_on_each = num_heads // num_kv
+        view = self._view(index, call.window, num_on_each, query.dtype)
+        assert rows.pages is not None
+        kept = rows.pages.index_select(0, view.pages).view(num_chunks, -1, rows.tensors[0].shape[1])
+        k, v = kept.split_with_sizes((num_kv * key_dim, num_kv * value_dim), dim=2)
         k = k.view(num_chunks, -1, num_kv, key_dim).transpose(1, 2)
-        v = rows.value_pages.index_select(0, view.pages)
         v = v.view(num_chunks, -1, num_kv, value_dim).transpose(1, 2)
-        q = query.view(num_tokens, num_kv, -1, key_dim)  # [tokens, Hkv, query heads on each, D]
-        if num_tokens == num_chunks:
-            sinks = None if call.sinks is None else call.sinks.view(1, num_kv, -1, 1)
-            out = _sdpa(q, k, v, view.mask, call, sinks)
-        else:
-            q = q.permute(1, 2, 0, 3)
-            k, v = (x[0][:, None].expand(-1, q.shape[1], -1, -1) for x in (k, v))
-            sinks = None if call.sinks is None else call.sinks.view(num_kv, -1, 1, 1)
-            out = _sdpa(q, k, v, view.mask, call, sinks).permute(2, 0, 1, 3)
-        return out.reshape(1, num_tokens, num_heads, value_dim)
+        if group.spread is not None:
+            query = query.index_select(0, group.spread)
+        shape = num_chunks, num_queries, num_kv, num_on_each, -1
+        q = query.view(shape).transpose(1, 2).reshape(num_chunks, num_kv, -1, key_dim)
+        sinks = call.sinks
+        if sinks is not None:
+            sinks = (
+                sinks.view(1, num_kv, 1, -1).expand(-1, -1, num_queries, -1).flatten(2)[..., None]
+            )
+        out = _sdpa(q, k, v, view.mask, call, sinks).view(
+            num_chunks, num_kv, num_queries, num_on_each, value_dim
+        )
+        out = out.transpose(1, 2).reshape(-1, num_heads, value_dim)
+        return out if group.kept is None else out.index_select(0, group.kept)
 
-    def _view(self, index: int, window: int | None, dtype: torch.dtype) -> _View:
+    def _view(self, index: int, window: int | None, num_on_each: int, dtype: torch.dtype) -> _View:
         """Pages and mask for a group and window, made by the first layer that asks."""
-        if (index, window) in self._views:
-            return self._views[index, window]
+        if (index, window, num_on_each) in self._views:
+            return self._views[index, window, num_on_each]
         group, page_size = self.batch.groups[index], self.page_size
-        num_chunks, num_pages = group.pages.shape
-        num_queries = (group.end - group.begin) // num_chunks
-        positions = group.positions.view(num_chunks, num_queries)
-        pages, first_page = group.pages, positions.new_zeros(num_chunks, 1)
+        num_pages, (_, num_queries) = group.pages.shape[1], group.positions.shape
+        pages, positions = group.pages, group.positions
+        first_page = positions.new_zeros(len(pages), 1)
         num_seen = num_pages if window is None else (window + num_queries - 3) // page_size + 2
         if window is not None and num_seen < num_pages:
             first_page = (positions[:, :1] - window + 1).clamp(min=0) // page_size
@@ -220,12 +208,13 @@ class PagedAttention:
             pages = pages.gather(1, columns.clamp(max=num_pages - 1))
         num_rows = pages.shape[1] * page_size
         where = first_page * page_size + torch.arange(num_rows, device=pages.device)
-        seen = where[:, None, :] <= positions[:, :, None]  # [chunks, L, S]
+        seen = where[:, None, :] <= positions[:, :, None]  # [chunks, queries, S]
         if window is not None:
             seen &= where[:, None, :] > positions[:, :, None] - window
         mask = torch.zeros(seen.shape, dtype=dtype, device=pages.device)
         mask.masked_fill_(~seen, float("-inf"))
-        view = self._views[index, window] = _View(pages.flatten(), mask[:, None])
+        mask = mask.repeat_interleave(num_on_each, dim=1)[:, None]
+        view = self._views[index, window, num_on_each] = _View(pages.flatten(), mask)
         return view
 
 

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from cluster.engine.pool import Copy
 
+MAX_EXTENSION_TOKENS = 16  # what counts as a short chunk; costs hardly more than one token
+
 
 @dataclass(slots=True)
 class Chunk:

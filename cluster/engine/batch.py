@@ -15,21 +15,27 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from cluster.engine.base import Chunk
+from cluster.engine.base import MAX_EXTENSION_TOKENS, Chunk
+
+_QUERY_SIZES = (1, 4, MAX_EXTENSION_TOKENS)
 
 
 @dataclass(slots=True)
 class Group:
-    """Tokens that attend in one call: one token each of several chunks, or all of one chunk.
+    """Tokens that attend in one call: several short chunks, or one long one.
 
-    One-token chunks go together if alike in padded length, which depends on the chunk's own length
-    only, so the shapes a sequence is computed in do not depend on what else is in the batch.
+    Short chunks go together if alike in padded queries and padded keys. Both depend on the chunk
+    alone, so the shapes a sequence is computed in do not depend on what else is in the batch.
     """
 
     begin: int  # its tokens are [begin, end) of the packed row
     end: int
     pages: Tensor  # [chunks, pages], padded with each chunk's last page
-    positions: Tensor  # [end - begin]
+    positions: Tensor  # [chunks, queries], padded with each chunk's last
+    spread: Tensor | None = (
+        None  # [chunks * queries]: the token that each is; None: it is packed so
+    )
+    kept: Tensor | None = None  # [end - begin]: the query that each token is
 
 
 @dataclass(slots=True)
@@ -56,13 +62,22 @@ class Batch:
     varlen: Varlen | None = None  # for the varlen way
 
 
+@dataclass(slots=True)
+class _Shape:
+    """Which chunks make a group, and what each of them is padded to."""
+
+    members: list[int]
+    num_queries: int
+    num_pages: int
+
+
 def build_batch(
     chunks: Sequence[Chunk], page_size: int, device: torch.device, *, varlen: bool
 ) -> Batch:
     """Pack the chunks and move everything in one transfer."""
-    groups = [] if varlen else _group(chunks, page_size)
-    order = [i for members, _ in groups for i in members] if groups else list(range(len(chunks)))
-    tables = _varlen_tables(chunks) if varlen else _group_tables(chunks, groups)
+    shapes = [] if varlen else _shapes(chunks, page_size)
+    order = [i for shape in shapes for i in shape.members] or list(range(len(chunks)))
+    tables = _varlen_tables(chunks) if varlen else _group_tables(chunks, shapes)
     ids, positions, slots, logit_tokens, *there = _move(
         [*_pack(chunks, order, page_size), *tables], device
     )
@@ -74,9 +89,16 @@ def build_batch(
         pages = small[3].view(len(chunks), -1)
         batch.varlen = Varlen(small[0], small[1], small[2], pages, max_queries, max_keys)
     end = 0
-    for (members, num_pages), table in zip(groups, there, strict=False):
-        begin, end = end, end + sum(len(chunks[i].ids) for i in members)
-        batch.groups.append(Group(begin, end, table.view(-1, num_pages), positions[begin:end]))
+    for shape, table, spread, kept in zip(
+        shapes, there[::3], there[1::3], there[2::3], strict=False
+    ):
+        begin, end = end, end + sum(len(chunks[i].ids) for i in shape.members)
+        group = Group(begin, end, table.view(-1, shape.num_pages), positions[begin:end])
+        if len(spread):
+            group.spread, group.kept = spread, kept
+            group.positions = group.positions.index_select(0, spread)
+        group.positions = group.positions.view(-1, shape.num_queries)
+        batch.groups.append(group)
     return batch
 
 
@@ -88,17 +110,25 @@ def num_padded_keys(num_keys: int) -> int:
     return size * 3 // 4 if num_keys <= size * 3 // 4 and size > 64 else size
 
 
-def _group(chunks: Sequence[Chunk], page_size: int) -> list[tuple[list[int], int]]:
-    """Chunks that attend together and how many pages each is padded to; longest context first."""
-    decodes: dict[int, list[int]] = {}
-    groups: list[tuple[list[int], int]] = []
+def num_padded_queries(num: int) -> int:
+    """1, 4 or 16 for short chunks: four rows take hardly longer than two. Long ones stay."""
+    return next((size for size in _QUERY_SIZES if num <= size), num)
+
+
+def _shapes(chunks: Sequence[Chunk], page_size: int) -> list[_Shape]:
+    """How the chunks attend: the short ones side by side, then each long one alone."""
+    short: dict[tuple[int, int], _Shape] = {}
+    long: list[_Shape] = []
     for i, chunk in enumerate(chunks):
         num_keys = chunk.start + len(chunk.ids)
-        if len(chunk.ids) == 1:
-            decodes.setdefault(-(-num_padded_keys(num_keys) // page_size), []).append(i)
+        num_queries = num_padded_queries(len(chunk.ids))
+        if len(chunk.ids) <= MAX_EXTENSION_TOKENS:
+            num_pages = -(-num_padded_keys(num_keys) // page_size)
+            alike = short.setdefault((num_queries, num_pages), _Shape([], num_queries, num_pages))
+            alike.members.append(i)
         else:
-            groups.append(([i], -(-num_keys // page_size)))
-    return [(members, num_pages) for num_pages, members in decodes.items()] + groups
+            long.append(_Shape([i], num_queries, -(-num_keys // page_size)))
+    return [*short.values(), *long]
 
 
 def _pack(chunks: Sequence[Chunk], order: Sequence[int], page_size: int) -> list[array[int]]:
@@ -117,18 +147,25 @@ def _pack(chunks: Sequence[Chunk], order: Sequence[int], page_size: int) -> list
     return [ids, positions, slots, logit_tokens]
 
 
-def _group_tables(
-    chunks: Sequence[Chunk], groups: Sequence[tuple[list[int], int]]
-) -> list[array[int]]:
-    """Per group its chunks' pages, padded with their own last page: no other's rows are read."""
+def _group_tables(chunks: Sequence[Chunk], shapes: Sequence[_Shape]) -> list[array[int]]:
+    """Per group three: its chunks' pages, padded with their own last page, so that no other's rows
+    are read; its `spread`; its `kept`. The last two are empty where nothing is padded.
+    """
     tables = []
-    for members, num_pages in groups:
-        table = array("q")
-        for i in members:
-            pages = chunks[i].pages[:num_pages]
+    for shape in shapes:
+        table, spread, kept = array("q"), array("q"), array("q")
+        begin = 0
+        for place, i in enumerate(shape.members):
+            pages = chunks[i].pages[: shape.num_pages]
             table.extend(pages)
-            table.extend(pages[-1:] * (num_pages - len(pages)))
-        tables.append(table)
+            table.extend(pages[-1:] * (shape.num_pages - len(pages)))
+            num, first = len(chunks[i].ids), place * shape.num_queries
+            spread.extend(range(begin, begin + num))
+            spread.extend([begin + num - 1] * (shape.num_queries - num))
+            kept.extend(range(first, first + num))
+            begin += num
+        is_padded = len(spread) > begin
+        tables += [table, spread if is_padded else array("q"), kept if is_padded else array("q")]
     return tables
 
 

@@ -2,7 +2,8 @@
 
 transformers' Llama takes 38 kernels per layer and calls some twenty modules around them, this takes
 26 and no module: matrices that read the same input are one, positions turn queries and keys at
-once. The weights stay the model's own: its parameters become views of the joined ones.
+once. No weight is held twice: the model's parameters become views of the joined ones, or are
+released where those are packed.
 
 It is for the family of pre-norm decoders with rotary positions and a gated MLP (Llama, SmolLM2,
 Mistral, Qwen2, Qwen3); the check at load tells whether a model really is of it, and a model that
@@ -11,7 +12,7 @@ is not takes transformers' pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cluster.engine.attention import Call, Context
+from cluster.engine.attention import Call, PagedAttention
 from cluster.engine.batch import Batch
+from cluster.engine.product import Halves, Product, are_halves, product
 from cluster.errors import Unsupported
 
 _MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
@@ -45,29 +47,17 @@ class _Norm:
 
 
 @dataclass(slots=True)
-class _Product:
-    """Several linear layers over one input: [T, in] -> [T, sum of their outs]."""
-
-    weight: Tensor  # [sum of outs, in], by rows or by columns: whichever multiplies faster
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight, self.bias)
-
-
-@dataclass(slots=True)
 class _Layer:
     call: Call
-    num_queries: int  # heads
-    num_turned: int  # heads of queries and keys: those that positions turn
+    parts: tuple[int, int, int]  # heads of queries, keys, values
     before_attention: _Norm
-    qkv: _Product
+    qkv: Product
     head_norms: tuple[_Norm, _Norm] | None  # of queries and keys
-    out: _Product
+    out: Product
     before_mlp: _Norm
-    gate_up: _Product
+    gate_up: Product
     activation: nn.Module
-    down: _Product
+    down: Product
 
 
 class FusedDecoder:
@@ -77,19 +67,18 @@ class FusedDecoder:
         """`calls`: what each layer asks of attention. Raises Unsupported for another family."""
         decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
         _check(model, decoder)
+        self._dtype = model.dtype
         self._embeddings = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
         self._layers = [_join(layer, calls[i]) for i, layer in enumerate(decoder.layers)]
         self._norm = _norm(decoder.norm)
         head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._head = _product([head])
+        self._head = product([head])
 
-    def __call__(self, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch, context: PagedAttention) -> tuple[Tensor, Tensor]:
         """Logits [L, V] of the tokens that want them, and the states [L, d] behind those."""
-        x: Tensor = self._embeddings(batch.ids)[0]
-        cos, sin = (each[0, :, None] for each in self._rotary(x, batch.positions))
-        half = sin.shape[-1] // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # as halves are swapped
+        x: Tensor = self._embeddings(batch.ids)[0].to(self._dtype)
+        cos, sin = self._turns(x, batch.positions)
         for layer in self._layers:
             x = x + self._attend(layer, layer.before_attention(x), cos, sin, context)
             gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, dim=-1)
@@ -97,18 +86,39 @@ class FusedDecoder:
         states = self._norm(x.index_select(0, batch.logit_tokens))
         return self._head(states), states
 
+    def release(self) -> None:
+        """Forget the weights that are packed here: transformers' own pass cannot be run after."""
+        table = self._embeddings.weight.data  # may be the head's, too
+        products = [p for it in self._layers for p in (it.qkv, it.out, it.gate_up, it.down)]
+        for packed in [*products, self._head]:
+            if isinstance(packed, Halves):
+                packed.release()
+        if isinstance(self._head, Halves) and are_halves(table):
+            self._embeddings.weight.data = table.half()
+
+    def _turns(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines [T, heads, D] that turn queries and keys and leave values."""
+        cos, sin = (each[0, :, None] for each in self._rotary(x, positions))
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # as halves are swapped
+        num_turned, num_heads = sum(self._layers[0].parts[:2]), sum(self._layers[0].parts)
+        still = cos.new_ones(1, 1, 1).expand(len(x), num_heads - num_turned, cos.shape[-1])
+        return (
+            torch.cat([cos.expand(-1, num_turned, -1), still], dim=1),
+            torch.cat([sin.expand(-1, num_turned, -1), still - 1], dim=1),
+        )
+
     def _attend(
-        self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, context: Context
+        self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, context: PagedAttention
     ) -> Tensor:
-        heads = layer.qkv(x).view(len(x), -1, cos.shape[-1])
-        turned, values = heads[:, : layer.num_turned], heads[:, layer.num_turned :]
+        heads = layer.qkv(x).view(cos.shape)
         if layer.head_norms is not None:
             of_queries, of_keys = layer.head_norms
-            queries, keys = turned[:, : layer.num_queries], turned[:, layer.num_queries :]
-            turned = torch.cat([of_queries(queries), of_keys(keys)], dim=1)
-        turned = torch.addcmul(turned * cos, turned.roll(cos.shape[-1] // 2, -1), sin)
-        queries, keys = turned[:, : layer.num_queries], turned[:, layer.num_queries :]
-        return layer.out(context.attend(layer.call, queries, keys, values).view(len(x), -1))
+            queries, keys, values = heads.split_with_sizes(layer.parts, dim=1)
+            heads = torch.cat([of_queries(queries), of_keys(keys), values], dim=1)
+        heads = torch.addcmul(heads * cos, heads.roll(cos.shape[-1] // 2, -1), sin)
+        queries, joined = heads[:, : layer.parts[0]], heads[:, layer.parts[0] :]
+        return layer.out(context.attend_joined(layer.call, queries, joined).view(len(x), -1))
 
 
 def _check(model: PreTrainedModel, decoder: Any) -> None:
@@ -120,8 +130,9 @@ def _check(model: PreTrainedModel, decoder: Any) -> None:
     if any(issubclass(part, nn.Linear) and part is not nn.Linear for part in parts):
         raise Unsupported("NOT_FUSED", "its linear layers are not plain ones")
     heads = {layer.self_attn.head_dim for layer in decoder.layers}
-    if len(heads) != 1 or heads.pop() % 2:
-        raise Unsupported("NOT_FUSED", "its heads differ, or cannot be halved")
+    widths = {layer.self_attn.q_proj.out_features for layer in decoder.layers}
+    if len(heads) != 1 or len(widths) != 1 or heads.pop() % 2:
+        raise Unsupported("NOT_FUSED", "its layers' heads differ, or cannot be halved")
 
 
 def _join(layer: Any, call: Call) -> _Layer:
@@ -134,32 +145,18 @@ def _join(layer: Any, call: Call) -> _Layer:
         head_norms = _norm(attention.q_norm), _norm(attention.k_norm)
     return _Layer(
         call=call,
-        num_queries=num_queries,
-        num_turned=num_queries + num_keys,
+        parts=(num_queries, num_keys, num_keys),
         before_attention=_norm(layer.input_layernorm),
-        qkv=_product([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=product([attention.q_proj, attention.k_proj, attention.v_proj]),
         head_norms=head_norms,
-        out=_product([attention.o_proj]),
+        out=product([attention.o_proj]),
         before_mlp=_norm(layer.post_attention_layernorm),
-        gate_up=_product([mlp.gate_proj, mlp.up_proj]),
+        gate_up=product([mlp.gate_proj, mlp.up_proj]),
         activation=mlp.act_fn,
-        down=_product([mlp.down_proj]),
+        down=product([mlp.down_proj]),
     )
 
 
 def _norm(norm: Any) -> _Norm:
     eps = float(norm.variance_epsilon)
     return _Norm(norm.weight, eps, torch.tensor(eps, device=norm.weight.device))
-
-
-def _product(layers: Sequence[nn.Linear]) -> _Product:
-    """One matrix of several, whose own become parts of it: nothing is held twice."""
-    weight = torch.cat([layer.weight for layer in layers]).detach()
-    if weight.device.type == "cpu" and weight.dtype == torch.float32:
-        weight = weight.t().contiguous().t()  # by columns: a vector times it is up to twice as fast
-    sizes = [layer.out_features for layer in layers]
-    for layer, part in zip(layers, torch.split(weight, sizes), strict=True):
-        layer.weight.data = part
-    if layers[0].bias is None:
-        return _Product(weight, None)
-    return _Product(weight, torch.cat([layer.bias for layer in layers]).detach())

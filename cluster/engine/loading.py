@@ -162,6 +162,8 @@ def paged_runner(
         )
         if not is_real:
             check_runner(runner, loaded.sequences, loaded.expected)
+            if decoder is not None:
+                decoder.release()
     return runner
 
 

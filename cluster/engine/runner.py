@@ -13,18 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cluster.engine.attention import (
-    ATTENTION,
-    Call,
-    LayerShape,
-    PagedAttention,
-    Rows,
-    attending,
-)
+from cluster.engine.attention import ATTENTION, Call, PagedAttention, attending
 from cluster.engine.base import Chunk, vocab_size_of
 from cluster.engine.batch import build_batch
 from cluster.engine.fused import FusedDecoder
 from cluster.engine.pool import Copy
+from cluster.engine.rows import LayerShape, Rows
 from cluster.errors import Unsupported
 
 _MAX_FLASH_HEAD_DIM = 256
@@ -111,7 +105,7 @@ class PagedRunner:
         head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head.register_forward_pre_hook(self._keep_states)
         self._rows = {
-            layer: Rows(num_pages, page_size, kept, model.device)
+            layer: Rows(num_pages, page_size, kept, model.device, joined=not varlen)
             for layer, kept in shape.layers.items()
         }
 
@@ -138,7 +132,7 @@ class PagedRunner:
     @torch.inference_mode()
     def copy(self, copies: Sequence[Copy]) -> None:
         for rows in self._rows.values():
-            for kept in (rows.keys, rows.values):
+            for kept in rows.tensors:
                 for copy in copies:
                     source = kept[copy.source : copy.source + copy.num_rows]
                     kept[copy.target : copy.target + copy.num_rows] = source

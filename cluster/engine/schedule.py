@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from cluster.engine.base import Chunk, Runner
+from cluster.engine.base import MAX_EXTENSION_TOKENS, Chunk, Runner
 from cluster.engine.job import Job
 from cluster.engine.pool import Copy, PagePool
 from cluster.engine.types import EngineCounts
 
-MAX_EXTENSION_TOKENS = 16  # what counts as short; costs hardly more than one token
 _MAX_PATIENCE_STEPS = 32  # for how long younger newcomers may go first
 
 

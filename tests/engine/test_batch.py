@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.engine import attention
 from cluster.engine.base import Chunk
@@ -67,15 +69,22 @@ def test_groups_cover_all_tokens_and_read_their_own_pages_only(seed: int) -> Non
     for group in batch.groups:
         assert group.begin == end
         end = group.end
-        num_queries = (group.end - group.begin) // len(group.pages)
-        assert num_queries == 1 or len(group.pages) == 1
+        num_queries = group.positions.shape[1]
+        assert num_queries in (1, 4, 16) or len(group.pages) == 1
+        packed = list(range(group.begin, group.end))
+        places = packed if group.spread is None else [packed[i] for i in group.spread.tolist()]
+        assert batch.positions[0, places].tolist() == group.positions.flatten().tolist()
+        if group.kept is not None:
+            assert [places[i] for i in group.kept.tolist()] == packed
         for i, pages in enumerate(group.pages.tolist()):
             chunk = by_page[pages[0]]
-            num_pages = -(-(chunk.start + len(chunk.ids)) // 4)
+            num_tokens = len(chunk.ids)
+            num_pages = -(-(chunk.start + num_tokens) // 4)
             assert pages[:num_pages] == chunk.pages[:num_pages]
             assert {by_page[page].sequence for page in pages} == {chunk.sequence}
-            first = group.begin + i * num_queries
-            assert batch.positions[0, first] == chunk.start
+            expected = [*range(chunk.start, chunk.start + num_tokens)]
+            expected += expected[-1:] * (num_queries - num_tokens)  # repeats its own last token
+            assert group.positions[i].tolist() == expected
     assert end == batch.ids.shape[1]
 
 
@@ -142,3 +151,55 @@ def test_a_token_gets_the_same_logits_alone_and_in_company() -> None:
     for i in range(3):
         alone = runner.forward([decodes[i]])
         assert torch.allclose(alone[0], together[i], atol=1e-5)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of attention."""
+
+    num_calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_calls += "attention" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def num_attention_calls(runner: PagedRunner, lengths: list[int]) -> int:
+    """In a pass that adds so many tokens to each of some sequences of 30."""
+    pages = [list(range(13 * i, 13 * i + 13)) for i in range(len(lengths))]
+    runner.forward([Chunk(i, 0, make_ids(30, seed=i), pages[i], 0) for i in range(len(lengths))])
+    with Calls() as calls:
+        runner.forward([Chunk(i, 30, make_ids(num), pages[i], 1) for i, num in enumerate(lengths)])
+    return calls.num_calls
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_catching_up_takes_as_many_calls_of_attention_as_decoding(kind: str) -> None:
+    """Two layers: one call each for two to four tokens apiece, one more beside single tokens."""
+    runner = make_runner(kind, 4, varlen=False, num_pages=104)
+    assert num_attention_calls(runner, [1] * 8) == 2
+    assert num_attention_calls(runner, [2, 3, 4, 2, 4, 3, 2, 2]) == 2
+    assert num_attention_calls(runner, [1, 2, 1, 4, 3, 1, 1, 2]) == 2 * 2
+    assert num_attention_calls(runner, [5, 16, 1, 2]) == 2 * 3
+    assert num_attention_calls(runner, [17, 20]) == 2 * 2  # long ones stay alone
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_oss", "gemma2"])
+def test_short_extends_side_by_side_give_what_each_gives_alone(kind: str) -> None:
+    """Windows, sinks and softcaps too; up to the linear layers' rounding."""
+    runner = make_runner(kind, 4, varlen=False, num_pages=120)
+    lengths, starts = [1, 2, 3, 4, 6, 16], [20, 33, 70, 5, 41, 12]
+    pages = [list(range(20 * i, 20 * i + 20)) for i in range(6)]
+    runner.forward([Chunk(i, 0, make_ids(starts[i], seed=i), pages[i], 0) for i in range(6)])
+    extends = [
+        Chunk(i, starts[i], make_ids(lengths[i], seed=9 + i), pages[i], lengths[i])
+        for i in range(6)
+    ]
+    together = runner.forward(extends).split(lengths)
+    for i in range(6):
+        one_by_one = torch.cat(
+            [
+                runner.forward([Chunk(i, starts[i] + j, [token], pages[i], 1)])
+                for j, token in enumerate(extends[i].ids)
+            ]
+        )
+        torch.testing.assert_close(together[i], one_by_one, rtol=1e-4, atol=1e-5)

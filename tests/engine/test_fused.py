@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 from cluster.engine import loading
 from cluster.engine.base import Chunk
 from cluster.engine.engine import Engine
 from cluster.engine.fused import FusedDecoder
+from cluster.engine.product import Halves, Plain, are_halves, has_halves, product
 from cluster.engine.reading import read_model
 from cluster.engine.runner import PagedRunner
 
-from .factories import make_engine, make_ids, save_model
+from .factories import ask, greedy, make_engine, make_ids, make_model, plain_greedy, save_model
 
 FAMILY = ["llama", "mistral", "qwen2", "qwen3"]
 
@@ -88,8 +91,69 @@ def test_no_weight_is_held_twice(llama_folder: Path) -> None:
     assert num_bytes == sum(weight.nbytes for weight in model.parameters())
 
 
+def save_halves(folder: Path, **changes: Any) -> PreTrainedModel:
+    """A model in float32 whose weights are bfloat16 numbers."""
+    model = make_model("llama", **changes)
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16().float()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.skipif(not has_halves(), reason="needs a processor with packed float16 products")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_that_are_halves_are_packed_and_say_the_same(
+    tied: bool, bias: bool, tmp_path: Path
+) -> None:
+    model = save_halves(tmp_path, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias)
+    engine = make_engine(tmp_path)
+    assert isinstance(decoder(engine)._head, Halves)  # type: ignore[union-attr]
+    ids = make_ids(37)
+    logits = engine._runner.forward([Chunk(0, 0, ids, [5, 2, 7], num_logits=37)])
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0]
+    assert logits.dtype == torch.float32
+    assert float((logits - expected).norm() / expected.norm()) < 2e-6
+    prompt = make_ids(9, seed=4)
+    result = ask(engine, engine.open(), 0, prompt, greedy(30))
+    assert result.ids == plain_greedy(model, prompt, 30)
+
+
+@pytest.mark.skipif(not has_halves(), reason="needs a processor with packed float16 products")
+def test_packed_weights_take_the_place_of_the_models_own(tmp_path: Path) -> None:
+    model = save_halves(tmp_path, tie_word_embeddings=True)
+    runner = make_engine(tmp_path)._runner
+    assert isinstance(runner, PagedRunner)
+    left = sum(weight.nbytes for weight in runner._model.parameters())
+    table = model.get_input_embeddings().weight
+    norms = sum(weight.nbytes for weight in model.parameters() if weight.ndim == 1)
+    assert left == table.numel() * 2 + norms
+
+
+def test_only_what_loses_nothing_counts_as_halves() -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 0.02
+    assert not are_halves(weight)
+    assert are_halves(weight.bfloat16().float())
+    assert are_halves(weight.half().float())
+    assert not are_halves(weight.bfloat16())  # another dtype keeps its own
+    assert not are_halves(torch.tensor([[65536.0]]))  # beyond float16's largest
+    assert not are_halves(torch.tensor([[float("nan")]]))
+
+
+def test_wide_matrices_lie_by_columns_tall_and_huge_ones_by_rows() -> None:
+    strides = {}
+    for out, into in ((64, 32), (32, 64), (1 << 18, 32)):
+        layer = nn.Linear(into, out, bias=False)
+        joined = product([layer])
+        assert isinstance(joined, Plain)
+        assert joined.weight.data_ptr() == layer.weight.data_ptr()
+        strides[out, into] = joined.weight.stride()
+    assert strides == {(64, 32): (1, 64), (32, 64): (64, 1), (1 << 18, 32): (32, 1)}
+
+
 def test_a_layer_takes_two_thirds_of_the_kernels(tmp_path: Path) -> None:
-    """And none of transformers' calls of modules around them."""
+    """And none of transformers' calls of modules around them; keys and values move as one."""
     counts: dict[bool, list[int]] = {True: [], False: []}
     for num_layers in (2, 3):
         folder = tmp_path / str(num_layers)
@@ -101,4 +165,4 @@ def test_a_layer_takes_two_thirds_of_the_kernels(tmp_path: Path) -> None:
                 runner.forward([Chunk(0, 0, [3], [0], num_logits=1)])
             found.append(counter.num_calls)
     per_layer = {fused: found[1] - found[0] for fused, found in counts.items()}
-    assert per_layer == {True: 26, False: 38}
+    assert per_layer == {True: 24, False: 37}

@@ -214,5 +214,4 @@ def test_the_stored_precision_is_kept_but_for_half_floats_on_processors(tmp_path
         model: PreTrainedModel = make_model("llama").to(getattr(torch, name))
         model.save_pretrained(tmp_path / name)
         runner = make_engine(tmp_path / name, dtype="auto")._runner
-        assert isinstance(runner, PagedRunner)
-        assert runner._model.dtype == expected
+        assert runner.forward([Chunk(0, 0, [3], [0], num_logits=1)]).dtype == expected
