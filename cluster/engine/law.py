@@ -28,7 +28,7 @@ _COLDEST = 1e-20  # what divides by less would not be a float32
 
 def log_warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """Log-probabilities [B, V] in id order under each row's law; NaN where none is finite."""
-    scaled, best = scale(logits.float(), params)
+    scaled, best, _ = scale(logits.float(), params)
     cutoff, short = cutoffs(scaled, params, NUM_CANDIDATES)
     if short is not None and bool(short.any()):
         cutoff, _ = cutoffs(scaled, params, scaled.shape[1])
@@ -46,14 +46,14 @@ def warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return log_warp(logits, params).exp()
 
 
-def scale(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """(logits - max) / temperature, so that the best is 0 at any temperature; and the argmax."""
+def scale(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits - max) / temperature, so that the best is 0 at any temperature; argmax; max."""
     largest, best = logits.max(dim=-1)  # the first of equals
     scaled = logits - largest[:, None]
     if any(p.temperature not in (0.0, 1.0) for p in params):
         divisors = [max(p.temperature, _COLDEST) if p.temperature > 0 else 1.0 for p in params]
         scaled.div_(on_device(divisors, torch.float32, logits.device)[:, None])
-    return scaled, best
+    return scaled, best, largest
 
 
 def cutoffs(

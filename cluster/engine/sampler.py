@@ -66,12 +66,13 @@ def score(
     assert all(0 <= target < logits.shape[1] for target in targets)
     if not targets:
         return []
-    scaled, best = scale(logits.float(), params)
+    scaled, best, _ = scale(logits.float(), params)
     column = on_device(targets, torch.int64, logits.device)[:, None]
 
     def logprobs(num_candidates: int) -> tuple[Tensor, Tensor]:
         cutoff, short = cutoffs(scaled, params, num_candidates)
-        logprob = torch.log_softmax(cut(scaled, cutoff), dim=-1).gather(1, column)[:, 0]
+        kept = cut(scaled, cutoff)
+        logprob = kept.gather(1, column)[:, 0] - torch.logsumexp(kept, dim=-1)
         return logprob, torch.zeros_like(logprob) if short is None else short.float()
 
     logprob, short = logprobs(law.NUM_CANDIDATES)
@@ -91,32 +92,54 @@ def _sample(
     assert len(rows) == logits.shape[0]
     if not rows:
         return [], []
-    model = logits.float()
-    raw = torch.log_softmax(model, dim=-1)
-    params = [row.params for row in rows]
+    model, params = logits.float(), [row.params for row in rows]
     possible = mask(model, [row.banned for row in rows], [row.allowed for row in rows])
-    scaled, best = scale(possible, params)
-    token, short = best, None
+    scaled, best, largest = scale(possible, params)
+    token, norm, short = best, None, None
     if any(p.temperature > 0 for p in params):
         cutoff, short = cutoffs(scaled, params, num_candidates)
-        drawn = _draw(cut(scaled, cutoff), [row.key for row in rows])
-        greedy = on_device([p.temperature <= 0 for p in params], torch.bool, logits.device)
-        token = torch.where(greedy, best, drawn)
-    logprob = raw.gather(1, token[:, None])[:, 0]
-    empty = ~scaled.amax(dim=-1).isfinite()
-    if short is None:
-        short = torch.zeros_like(empty)
-    columns = (token, logprob, short, empty, _in_doubt(raw, [row.doubt for row in rows]))
-    parts = [torch.stack([column.double() for column in columns])]
+        token, total = _draw(cut(scaled, cutoff), [row.key for row in rows])
+        if greedy := greedy_rows(params):
+            index = on_device(greedy, torch.int64, logits.device)
+            token.index_copy_(0, index, best.index_select(0, index))
+        is_own = possible is model and cutoff is None and all(p.temperature == 1 for p in params)
+        norm = total.log_().add_(largest) if is_own else None
+    if norm is None:  # the masses drawn from are not the model's own
+        norm = torch.logsumexp(model, dim=-1)
+    logprob = model.gather(1, token[:, None])[:, 0] - norm
+    columns = [token, logprob, ~largest.isfinite()]
+    columns += [] if short is None else [short]
+    told = torch.stack([column.double() for column in columns])
+    doubts = [i for i, row in enumerate(rows) if row.doubt is not None]
     wanted = [i for i, row in enumerate(rows) if row.num_top > 0]
+    in_doubt = _in_doubt(_own(model, norm, doubts), [rows[i].doubt for i in doubts])
     num_top = min(max(row.num_top for row in rows), logits.shape[1])
-    if wanted:
-        ids, values = _best(select(raw, wanted), num_top)
-        parts += [ids.double(), values.double()]
-    flat: list[float] = torch.cat([part.flatten() for part in parts]).tolist()  # the one wait
+    ids, values = _best(_own(model, norm, wanted), num_top)
+    parts = (told, in_doubt, ids, values)
+    flat = torch.cat([part.flatten().double() for part in parts if part.numel()])
+    return _outputs(rows, flat.tolist(), len(columns), doubts, wanted, num_top)  # the one wait
 
-    n = len(rows)
-    top_ids, top_values = 5 * n, 5 * n + len(wanted) * num_top
+
+def _own(model: Tensor, norm: Tensor, chosen: list[int]) -> Tensor:
+    """The chosen rows' log-probabilities [n, V], before masks and warping."""
+    if not chosen:
+        return model[:0]
+    return select(model, chosen) - select(norm, chosen)[:, None]
+
+
+def _outputs(
+    rows: Sequence[SampleRow],
+    flat: list[float],
+    num_columns: int,
+    doubts: list[int],
+    wanted: list[int],
+    num_top: int,
+) -> tuple[list[TokenOutput], list[int]]:
+    """Take apart what came from the device: columns, doubts, ids and values of the best."""
+    n, begin = len(rows), num_columns * len(rows)
+    in_doubt = dict(zip(doubts, flat[begin:], strict=False))
+    top_ids = begin + len(doubts)
+    top_values = top_ids + len(wanted) * num_top
     place = {row: i * num_top for i, row in enumerate(wanted)}
     outputs = []
     for i, row in enumerate(rows):
@@ -125,44 +148,48 @@ def _sample(
             at = range(place[i], place[i] + min(row.num_top, num_top))
             pairs = ((int(flat[top_ids + j]), flat[top_values + j]) for j in at)
             top = tuple(pair for pair in pairs if pair[1] > -math.inf)
-        if flat[3 * n + i]:
+        if flat[2 * n + i]:
             outputs.append(TokenOutput(NO_TOKEN, math.nan))
         else:
-            in_doubt = bool(flat[4 * n + i])
-            outputs.append(TokenOutput(int(flat[i]), flat[n + i], top, in_doubt))
-    return outputs, [i for i in range(n) if flat[2 * n + i]]
+            is_unsure = bool(in_doubt.get(i))
+            outputs.append(TokenOutput(int(flat[i]), flat[n + i], top, is_unsure))
+    return outputs, [i for i in range(n) if flat[3 * n + i]] if num_columns > 3 else []
 
 
-def _in_doubt(raw: Tensor, doubts: Sequence[Doubt | None]) -> Tensor:
-    """Which rows of log-probabilities are less sure than their threshold; none where none is."""
-    found = torch.zeros(raw.shape[0], device=raw.device)
-    rows = [i for i, doubt in enumerate(doubts) if doubt is not None]
-    if not rows:
-        return found
-    chosen = select(raw, rows)
-    entropy = torch.special.entr(chosen.exp()).sum(dim=-1)
-    confidence = chosen.amax(dim=-1).exp()
+def _in_doubt(logprobs: Tensor, doubts: Sequence[Doubt | None]) -> Tensor:
+    """Which rows of log-probabilities are less sure than their threshold."""
+    if not doubts:
+        return logprobs.new_empty(0)
     wanted = [doubt for doubt in doubts if doubt is not None]
-    by_entropy = on_device([d.measure == "entropy" for d in wanted], torch.bool, raw.device)
-    threshold = on_device([d.threshold for d in wanted], torch.float32, raw.device)
-    flags = torch.where(by_entropy, entropy > threshold, confidence < threshold)
-    return found.index_copy_(0, on_device(rows, torch.int64, raw.device), flags.float())
+    entropy = torch.special.entr(logprobs.exp()).sum(dim=-1)
+    confidence = logprobs.amax(dim=-1).exp()
+    by_entropy = on_device([d.measure == "entropy" for d in wanted], torch.bool, logprobs.device)
+    threshold = on_device([d.threshold for d in wanted], torch.float32, logprobs.device)
+    return torch.where(by_entropy, entropy > threshold, confidence < threshold)
 
 
-def _draw(scaled: Tensor, keys: Sequence[int]) -> Tensor:
-    """The winner of each row's race, first id on ties; never one of probability zero."""
+def _draw(scaled: Tensor, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The winner of each row's race, first id on ties, never one of probability zero; and the
+    sum of the row's masses, exp(scaled). Writes into `scaled`.
+    """
     num_rows, size = scaled.shape
     num_blocks = -(-size // _BLOCK)
-    mass = torch.nn.functional.pad(scaled.exp(), (0, num_blocks * _BLOCK - size))
+    mass = scaled.exp_()
+    if size % _BLOCK:
+        mass = torch.nn.functional.pad(mass, (0, num_blocks * _BLOCK - size))
     blocks = mass.view(num_rows, num_blocks, _BLOCK)
+    sums = blocks.sum(dim=-1)
     noise = exponentials(keys, num_blocks + _BLOCK, scaled.device)
-    block = (blocks.sum(dim=-1) / noise[:, :num_blocks]).argmax(dim=-1)
+    block = (sums / noise[:, :num_blocks]).argmax(dim=-1)
     inside = blocks[torch.arange(num_rows, device=scaled.device), block]
-    return block * _BLOCK + (inside / noise[:, num_blocks:]).argmax(dim=-1)
+    token = block * _BLOCK + (inside / noise[:, num_blocks:]).argmax(dim=-1)
+    return token, sums.sum(dim=-1)
 
 
 def _best(raw: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """Ids and values of the largest, lowest id first on ties, by one integer key per token."""
+    if num == 0 or not len(raw):
+        return raw[:0], raw[:0]
     bits = raw.view(torch.int32)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # integers in the order of the floats
     ids = torch.arange(raw.shape[1], device=raw.device)
