@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 _MAX_HALF_ERROR = 2.0**-25  # half the distance of float16's smallest numbers
+_MIN_HALVES = 300_000  # numbers in a matrix that is worth the 20 us which calling the kernel takes
 _MAX_COLUMNS = 1 << 22  # numbers in a matrix that lies by columns
 
 
@@ -54,7 +55,7 @@ def product(layers: Sequence[nn.Linear]) -> Product:
     weight = torch.cat([layer.weight for layer in layers]).detach()
     has_bias = layers[0].bias is not None
     bias = torch.cat([layer.bias for layer in layers]).detach() if has_bias else None
-    if has_halves() and are_halves(weight):
+    if weight.numel() >= _MIN_HALVES and has_halves() and are_halves(weight):
         return Halves(torch.ops.quantized.linear_prepack_fp16(weight, bias), layers)
     if _goes_by_columns(weight):
         weight = weight.t().contiguous().t()

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from cluster.engine import loading
+from cluster.engine import product as products
 from cluster.engine.base import Chunk
 from cluster.engine.engine import Engine
 from cluster.engine.fused import FusedDecoder
@@ -104,8 +105,9 @@ def save_halves(folder: Path, **changes: Any) -> PreTrainedModel:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_weights_that_are_halves_are_packed_and_say_the_same(
-    tied: bool, bias: bool, tmp_path: Path
+    tied: bool, bias: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(products, "_MIN_HALVES", 0)
     model = save_halves(tmp_path, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias)
     engine = make_engine(tmp_path)
     assert isinstance(decoder(engine)._head, Halves)  # type: ignore[union-attr]
@@ -121,7 +123,10 @@ def test_weights_that_are_halves_are_packed_and_say_the_same(
 
 
 @pytest.mark.skipif(not has_halves(), reason="needs a processor with packed float16 products")
-def test_packed_weights_take_the_place_of_the_models_own(tmp_path: Path) -> None:
+def test_packed_weights_take_the_place_of_the_models_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_MIN_HALVES", 0)
     model = save_halves(tmp_path, tie_word_embeddings=True)
     runner = make_engine(tmp_path)._runner
     assert isinstance(runner, PagedRunner)
