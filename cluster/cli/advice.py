@@ -56,9 +56,9 @@ def _about_member(member: MemberReport) -> Iterator[str]:
     if not facts.has_chat_template:
         yield f"{where}: no chat template; send its blends plain prompts instead of messages"
     if member.need:
-        room = member.need.kv_bytes // facts.kv_bytes_per_token(spec.dtype)
+        room = member.need.kv_bytes // facts.kv_bytes_per_token(spec.cached_dtype)
         if room < member.context:
-            full = human_bytes(member.context * facts.kv_bytes_per_token(spec.dtype))
+            full = human_bytes(member.context * facts.kv_bytes_per_token(spec.cached_dtype))
             yield (
                 f"{where}.kv_memory: holds {room} tokens, less than the context of "
                 f"{member.context}; longer generations need {full}"

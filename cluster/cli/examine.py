@@ -136,12 +136,17 @@ def _member_report(
             device=device,
             free_bytes=free_bytes * num_devices,
             max_context=spec.max_context,
+            kv_dtype=spec.cached_dtype,
+            kv_share=spec.kv_share,
         )
     need, num_generations = None, None
     if kv_memory_bytes is not None:
         need = memory_need(facts, spec.dtype, kv_memory_bytes, spec.num_shards)
         num_generations = max_leases(
-            facts, spec.dtype, kv_memory_bytes=kv_memory_bytes, max_context=spec.max_context
+            facts,
+            spec.cached_dtype,
+            kv_memory_bytes=kv_memory_bytes,
+            max_context=spec.max_context,
         )
     return MemberReport(name, spec, facts, letter, reads_faithfully, device, need, num_generations)
 

@@ -117,8 +117,8 @@ class PagedAttention:
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows = self.rows[call.layer]
-        rows.keys.index_copy_(0, self.batch.slots, key)
-        rows.values.index_copy_(0, self.batch.slots, value)
+        rows.keys.index_copy_(0, self.batch.slots, key.to(rows.dtype))
+        rows.values.index_copy_(0, self.batch.slots, value.to(rows.dtype))
         return self._attend(call, query, rows)
 
     def attend_joined(self, call: Call, query: Tensor, joined: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class PagedAttention:
         rows = self.rows[call.layer]
         if rows.pages is None:
             return self.attend(call, query, *joined.chunk(2, dim=1))
-        rows.tensors[0].index_copy_(0, self.batch.slots, joined.flatten(1))
+        rows.tensors[0].index_copy_(0, self.batch.slots, joined.flatten(1).to(rows.dtype))
         return self._attend(call, query, rows)
 
     def _attend(self, call: Call, query: Tensor, rows: Rows) -> Tensor:
@@ -174,7 +174,8 @@ class PagedAttention:
         num_on_each = num_heads // num_kv
         view = self._view(index, call.window, num_on_each, query.dtype)
         assert rows.pages is not None
-        kept = rows.pages.index_select(0, view.pages).view(num_chunks, -1, rows.tensors[0].shape[1])
+        kept = rows.pages.index_select(0, view.pages).to(query.dtype)
+        kept = kept.view(num_chunks, -1, rows.tensors[0].shape[1])
         k, v = kept.split_with_sizes((num_kv * key_dim, num_kv * value_dim), dim=2)
         k = k.view(num_chunks, -1, num_kv, key_dim).transpose(1, 2)
         v = v.view(num_chunks, -1, num_kv, value_dim).transpose(1, 2)

@@ -38,11 +38,13 @@ def plain_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[Ten
     return [model(input_ids=ids, use_cache=False).logits[0] for ids in inputs]
 
 
-def check_runner(runner: Runner, sequences: list[list[int]], expected: list[Tensor]) -> None:
+def check_runner(
+    runner: Runner, sequences: list[list[int]], expected: list[Tensor], *, is_single: bool
+) -> None:
     """Raise `Unsupported` unless the runner gives the expected logits.
 
-    Judged by relative error per position: in float32 by the worst; in half precision, where
-    rounding may flip an expert's choice here and there, by the median.
+    Judged by relative error per position: where all is float32 by the worst; in half precision,
+    where rounding may flip an expert's choice here and there, by the median.
     """
     errors = []
     for mine, theirs in zip(_run_in_chunks(runner, sequences), expected, strict=True):
@@ -50,7 +52,6 @@ def check_runner(runner: Runner, sequences: list[list[int]], expected: list[Tens
         spread = (reference - reference.mean(dim=-1, keepdim=True)).norm(dim=-1)
         errors.append((mine.float() - reference).norm(dim=-1) / spread.clamp(min=1e-6))
     together = torch.cat(errors).nan_to_num(nan=float("inf"))
-    is_single = expected[0].dtype == torch.float32
     error = float(together.max() if is_single else together.median())
     if not error <= (_MAX_ERROR_SINGLE if is_single else _MAX_ERROR_HALF):
         raise Unsupported("SELF_CHECK", f"its logits are off by {error:.1e} of their spread")

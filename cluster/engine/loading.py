@@ -21,6 +21,7 @@ from cluster.errors import InvalidRequest, Unsupported
 
 _PAGE_SIZE = {"cpu": 16, "cuda": 256}  # the flash kernel's paged keys want multiples of 256
 _MAX_BATCH_TOKENS = {"cpu": 128, "cuda": 4096}  # how long a prefill's chunk may hold up the others
+_KV_DTYPES = {"auto": None, "bfloat16": torch.bfloat16}
 _MAX_POOL_TOKENS = 1 << 20  # unless memory is asked for
 
 
@@ -30,6 +31,7 @@ def load_engine(
     dtype: str = "auto",
     device: str = "auto",
     kv_memory_bytes: int | None = None,
+    kv_dtype: str = "auto",
     max_context: int | None = None,
     num_threads: int | None = None,
     page_size: int | None = None,
@@ -47,6 +49,9 @@ def load_engine(
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     place = find_device(device)
+    if kv_dtype not in _KV_DTYPES:
+        words = f"{kv_dtype}: use {' or '.join(_KV_DTYPES)}"
+        raise InvalidRequest("KV_DTYPE", words, field="kv_dtype")
     if place.type == "cpu":
         keep_freed_memory()
     runner: Runner
@@ -56,6 +61,7 @@ def load_engine(
             dtype=dtype,
             device=place.type,
             kv_memory_bytes=share_of(kv_memory_bytes, num_shards),
+            kv_dtype=kv_dtype,
             max_context=max_context,
             num_threads=num_threads,
             page_size=page_size,
@@ -67,6 +73,7 @@ def load_engine(
             dtype=dtype,
             device=place,
             kv_memory_bytes=kv_memory_bytes,
+            kv_dtype=kv_dtype,
             max_context=max_context,
             page_size=page_size,
         )
@@ -84,6 +91,7 @@ def load_shard(loading: Loading, device: torch.device, num_shards: int) -> Runne
         dtype=loading.dtype,
         device=device,
         kv_memory_bytes=loading.kv_memory_bytes,
+        kv_dtype=loading.kv_dtype,
         max_context=loading.max_context,
         page_size=loading.page_size,
         num_shards=num_shards,
@@ -98,6 +106,7 @@ def load_runner(
     kv_memory_bytes: int | None,
     max_context: int | None,
     page_size: int | None,
+    kv_dtype: str = "auto",
     num_shards: int = 1,
 ) -> Runner:
     """The fastest runner that gives this model's own logits; refuses a model that none fits.
@@ -106,9 +115,12 @@ def load_runner(
     """
     loaded = read_model(folder, dtype, device, max_context, num_shards)
     size = page_size or _PAGE_SIZE[device.type]
+    kept = _KV_DTYPES[kv_dtype]
 
     def paged(*, varlen: bool, fused: bool) -> Callable[[], Runner]:
-        return lambda: paged_runner(loaded, size, kv_memory_bytes, varlen=varlen, fused=fused)
+        return lambda: paged_runner(
+            loaded, size, kv_memory_bytes, varlen=varlen, fused=fused, kv_dtype=kept
+        )
 
     attempts: dict[str, Callable[[], Runner]] = {}
     for varlen in (True, False) if device.type == "cuda" else (False,):
@@ -116,7 +128,7 @@ def load_runner(
         if num_shards == 1:  # matrices of several parts are not joined
             attempts[f"fused, {how}"] = paged(varlen=varlen, fused=True)
         attempts[how] = paged(varlen=varlen, fused=False)
-    if num_shards == 1:  # what a model caches by itself is not known to be split
+    if num_shards == 1 and kept is None:  # how a model caches by itself is not for us to say
         attempts["its own cache"] = lambda: _cached_runner(loaded, kv_memory_bytes)
     reasons = []
     for name, attempt in attempts.items():
@@ -131,15 +143,26 @@ def load_runner(
 
 
 def paged_runner(
-    loaded: Loaded, page_size: int, kv_memory_bytes: int | None, *, varlen: bool, fused: bool
+    loaded: Loaded,
+    page_size: int,
+    kv_memory_bytes: int | None,
+    *,
+    varlen: bool,
+    fused: bool,
+    kv_dtype: torch.dtype | None = None,
 ) -> PagedRunner:
-    """A runner over pages, checked in a small pool before the real one is made."""
+    """A runner over pages, checked in a small pool before the real one is made.
+
+    With a `kv_dtype` other than the model's own it is checked as half precision is.
+    """
     model, device = loaded.model, loaded.model.device
     config = model.config.get_text_config()
     chunk = getattr(config, "attention_chunk_size", None)
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()) and chunk:
         raise Unsupported("ATTENTION_NOT_PAGED", "chunked attention")
     shape = use_paged_attention(model)
+    if kv_dtype is not None:
+        shape = shape.kept_as(kv_dtype)
     if varlen and not shape.suits_varlen():
         raise Unsupported("ATTENTION_NOT_PAGED", "needs half precision and plain heads up to 256")
     decoder = FusedDecoder(model, shape.calls) if fused else None
@@ -161,7 +184,8 @@ def paged_runner(
             fused=decoder,
         )
         if not is_real:
-            check_runner(runner, loaded.sequences, loaded.expected)
+            is_single = shape.is_exact and loaded.expected[0].dtype == torch.float32
+            check_runner(runner, loaded.sequences, loaded.expected, is_single=is_single)
             if decoder is not None:
                 decoder.release()
     return runner
@@ -172,7 +196,8 @@ def _cached_runner(loaded: Loaded, kv_memory_bytes: int | None) -> CachedRunner:
     memory = kv_memory_bytes or default_memory(loaded.model.device)
     runner = CachedRunner(loaded.model, kv_memory_bytes=memory, max_context=loaded.max_context)
     require_room(runner.num_pages, runner.page_bytes)
-    check_runner(runner, loaded.sequences, loaded.expected)
+    is_single = loaded.expected[0].dtype == torch.float32
+    check_runner(runner, loaded.sequences, loaded.expected, is_single=is_single)
     return runner
 
 

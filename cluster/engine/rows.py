@@ -37,6 +37,7 @@ class Rows:
         *,
         joined: bool,
     ) -> None:
+        self.dtype = shape.dtype
         size, num_heads = num_pages * page_size, shape.num_heads
         widths = num_heads * shape.key_dim, num_heads * shape.value_dim
         self.tensors = [  # [slots, width]

@@ -7,7 +7,7 @@ other state from token to token; `cluster.engine.check` tells which those are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,17 +31,27 @@ class PagedShape:
     layers: dict[int, LayerShape]
     calls: dict[int, Call]  # what each layer asks of attention
     plain: bool  # no softcap, no sinks, keys as wide as values
+    is_exact: bool = True  # kept in the numbers that the model computes with
+
+    def kept_as(self, dtype: torch.dtype) -> PagedShape:
+        """The same, with keys and values rounded to `dtype` where they are kept."""
+        layers = {i: replace(layer, dtype=dtype) for i, layer in self.layers.items()}
+        return replace(self, layers=layers, is_exact=self.is_exact and layers == self.layers)
 
     def page_bytes(self, page_size: int) -> int:
         return page_size * sum(layer.row_bytes for layer in self.layers.values())
 
     def suits_varlen(self) -> bool:
         """Whether the flash kernel can carry out every layer's attention."""
-        return self.plain and all(
-            layer.dtype in (torch.float16, torch.bfloat16)
-            and layer.key_dim <= _MAX_FLASH_HEAD_DIM
-            and layer.key_dim % 8 == 0
-            for layer in self.layers.values()
+        return (
+            self.plain
+            and self.is_exact
+            and all(
+                layer.dtype in (torch.float16, torch.bfloat16)
+                and layer.key_dim <= _MAX_FLASH_HEAD_DIM
+                and layer.key_dim % 8 == 0
+                for layer in self.layers.values()
+            )
         )
 
 

@@ -53,6 +53,7 @@ class Loading:
     dtype: str
     device: str  # its type: each shard has its own device of it
     kv_memory_bytes: int  # of each shard
+    kv_dtype: str
     max_context: int | None
     num_threads: int | None
     page_size: int | None

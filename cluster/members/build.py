@@ -58,12 +58,15 @@ def _load(spec: MemberSpec, on_lost: Callable[[], None]) -> tuple[Engine, Member
             device=device,
             free_bytes=free_bytes * (spec.num_shards if device == "cuda" else 1),
             max_context=spec.max_context,
+            kv_dtype=spec.cached_dtype,
+            kv_share=spec.kv_share,
         )
     engine = load_engine(
         folder,
         dtype=spec.dtype,
         device=device,
         kv_memory_bytes=kv_memory_bytes,
+        kv_dtype=spec.kv_dtype,
         max_context=spec.max_context,
         num_threads=max(1, round(spec.resources.num_cpus / spec.num_shards)),
         num_ids=text.vocabulary.size,

@@ -16,7 +16,7 @@ def num_leases(spec: MemberSpec) -> int:
     facts = read_facts(folder_of(spec, download=True))
     return max_leases(
         facts,
-        spec.dtype,
+        spec.cached_dtype,
         kv_memory_bytes=spec.kv_memory_bytes,
         max_context=spec.max_context,
     )

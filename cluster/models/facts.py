@@ -118,14 +118,22 @@ def memory_need(
 
 
 def default_kv_memory(
-    facts: ModelFacts, dtype: str, *, device: str, free_bytes: int, max_context: int | None = None
+    facts: ModelFacts,
+    dtype: str,
+    *,
+    device: str,
+    free_bytes: int,
+    max_context: int | None = None,
+    kv_dtype: str | None = None,
+    kv_share: float | None = None,
 ) -> int:
-    """Room for cached state where the blend file sets none.
+    """Room for cached state where the blend file sets no size.
 
-    A share of what `free_bytes` leaves beside the weights, at most what 32 full sequences need.
+    The share that it asks for of what `free_bytes` leaves beside the weights; else one that leaves
+    room for others, and at most what 32 full sequences need.
     """
     room = free_bytes - facts.weight_bytes(dtype)
-    share = int(room * _KV_SHARE_OF_FREE[device])
+    share = int(room * (kv_share or _KV_SHARE_OF_FREE[device]))
     if share < _MIN_KV_BYTES:
         raise Unsupported(
             "MEMORY_TOO_SMALL",
@@ -133,18 +141,24 @@ def default_kv_memory(
             f"{facts.dtype(dtype)}, and {free_bytes >> 20} MiB are free on {device}",
             field="kv_memory",
         )
-    wanted = facts.kv_bytes_per_token(dtype) * facts.context(max_context) * _KV_FULL_SEQUENCES
+    if kv_share is not None:
+        return share
+    wanted = (
+        facts.kv_bytes_per_token(kv_dtype or dtype)
+        * facts.context(max_context)
+        * _KV_FULL_SEQUENCES
+    )
     return min(share, max(wanted, _MIN_KV_BYTES))
 
 
 def max_leases(
-    facts: ModelFacts, dtype: str, *, kv_memory_bytes: int, max_context: int | None = None
+    facts: ModelFacts, kv_dtype: str, *, kv_memory_bytes: int, max_context: int | None = None
 ) -> int:
     """How many sequences of full length a replica's room holds at once, but at least 1.
 
     One sequence may always run: a room smaller than the context shortens the context instead.
     """
-    full_bytes = facts.kv_bytes_per_token(dtype) * facts.context(max_context)
+    full_bytes = facts.kv_bytes_per_token(kv_dtype) * facts.context(max_context)
     return max(1, kv_memory_bytes // full_bytes)
 
 

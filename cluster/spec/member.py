@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, ValidationInfo, field_validator
 
 from cluster.spec.placed import PlacedSpec
@@ -15,6 +17,17 @@ class MemberSpec(PlacedSpec):
         default=None,
         alias="kv_memory",
         description="a size such as 256MiB; left out, a share of the memory free at load",
+    )
+    kv_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="instead of kv_memory, a share of what is free beside the weights at load, "
+        "above 0 to 1; left out, 0.25 on processors and 0.8 on GPUs, for at most 32 full sequences",
+    )
+    kv_dtype: Literal["auto", "bfloat16"] = Field(
+        default="auto",
+        description="how keys and values are cached: auto (in the model's dtype) or bfloat16",
     )
     max_context: int | None = Field(
         default=None,
@@ -36,9 +49,21 @@ class MemberSpec(PlacedSpec):
     )
 
     @property
+    def cached_dtype(self) -> str:
+        """The dtype of its keys and values; `auto` is the checkpoint's own."""
+        return self.dtype if self.kv_dtype == "auto" else self.kv_dtype
+
+    @property
     def num_shards(self) -> int:
         """How many devices one replica is split over."""
         return self.tensor_parallel or max(1, int(self.resources.num_gpus))
+
+    @field_validator("kv_share")
+    @classmethod
+    def _not_both_sizes(cls, share: float | None, info: ValidationInfo) -> float | None:
+        if share is not None and info.data.get("kv_memory_bytes") is not None:
+            raise refuse("expected either kv_memory or kv_share, not both")
+        return share
 
     @field_validator("tensor_parallel")
     @classmethod

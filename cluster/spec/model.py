@@ -131,12 +131,7 @@ class ClusterSpec(Frozen):
         content["weights"] = [(name, round(share, 12)) for name, share in chosen.weights.items()]
         if chosen.roles:
             content["roles"] = list(chosen.roles.items())
-        content["models"] = [
-            self.members[name].model_dump(
-                mode="json", include={"model", "revision", "dtype", "max_context"}
-            )
-            for name in chosen.members
-        ]
+        content["models"] = [_decides_text(self.members[name]) for name in chosen.members]
         if rankers := self.rankers_of(blend).values():
             content["rankers"] = [
                 self.rankers[name].model_dump(
@@ -150,3 +145,10 @@ class ClusterSpec(Frozen):
     def to_mapping(self) -> dict[str, Any]:
         """Plain data, such as JSON and YAML hold; `ClusterSpec.model_validate` gives it back."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _decides_text(member: MemberSpec) -> dict[str, Any]:
+    """What of a member decides what it says; a default that came later is left out."""
+    fields = {"model", "revision", "dtype", "max_context"}
+    fields |= {"kv_dtype"} if member.kv_dtype != "auto" else set()
+    return member.model_dump(mode="json", include=fields)

@@ -184,6 +184,9 @@ def test_the_error_carries_field_and_line_of_the_first_problem() -> None:
     ("fields", "said"),
     [
         ("kv_memory: 12 parsecs", "got '12 parsecs'; expected a size such as 256MiB"),
+        ("kv_memory: 1GiB, kv_share: 0.5", "expected either kv_memory or kv_share, not both"),
+        ("kv_share: 0", "got 0; expected instead of kv_memory, a share"),
+        ("kv_dtype: int8", "got 'int8'; expected how keys and values are cached: auto"),
         ("kv_memory: 256", "got 256; expected a size"),
         ("max_context: '12'", "got '12', which is text (write it without quotes)"),
         ("revision: no", "got no, which YAML reads as true or false (put it in quotes"),

@@ -117,7 +117,7 @@ def test_the_flash_kernel_gets_what_it_needs(
     monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
     sequences = make_sequences(VOCAB_SIZE, 40)
     expected = plain_logits(make_model(kind), sequences)
-    check_runner(make_runner(kind, page_size, varlen=True), sequences, expected)
+    check_runner(make_runner(kind, page_size, varlen=True), sequences, expected, is_single=True)
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 256])
@@ -125,7 +125,7 @@ def test_the_flash_kernel_gets_what_it_needs(
 def test_gathered_attention_takes_any_page_size(kind: str, page_size: int) -> None:
     sequences = make_sequences(VOCAB_SIZE, 40)
     expected = plain_logits(make_model(kind), sequences)
-    check_runner(make_runner(kind, page_size, varlen=False), sequences, expected)
+    check_runner(make_runner(kind, page_size, varlen=False), sequences, expected, is_single=True)
 
 
 def test_greedy_equals_generate_through_the_flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,27 @@ def test_evicted_sequences_come_back_by_themselves() -> None:
     assert again.num_processed == 14
 
 
+def test_idle_sequences_cost_others_nothing_when_the_pool_is_full_of_them() -> None:
+    """The same passes, tokens and order as in an empty pool; only the idle ones pay, later."""
+    found = []
+    for num_idle in (0, 6):
+        engine = make_fake_engine(num_pages=12, page_size=4)
+        idle = [engine.open() for _ in range(num_idle)]
+        for i, sequence in enumerate(idle):
+            ask(engine, sequence, 0, range(10 * i, 10 * i + 7), greedy(1))
+        works = [Work(engine.open(), 0, range(61 + i, 51 + i, -1), greedy(5)) for i in range(3)]
+        before = engine.counts.forward_passes, engine.counts.tokens_processed
+        results = run(engine, works)
+        passes = engine.counts.forward_passes - before[0]
+        tokens = engine.counts.tokens_processed - before[1]
+        found.append((passes, tokens, [(r.ids, r.end, r.num_passes) for r in results]))
+        for i, sequence in enumerate(idle):
+            again = ask(engine, sequence, 8, [], greedy(1))
+            assert again.ids == expected(range(10 * i, 10 * i + 7), 2)[1:]
+    assert found[0] == found[1]
+    assert engine.counts.evictions >= 5
+
+
 def test_works_wait_while_the_pool_is_full() -> None:
     engine = make_fake_engine(num_pages=4)
     works = [Work(engine.open(), 0, range(i, i + 10), greedy(4)) for i in range(3)]

@@ -17,7 +17,7 @@ from cluster.engine.check import check_runner, make_sequences
 from cluster.engine.fake import FakeRunner
 from cluster.engine.reading import read_model
 from cluster.engine.runner import PagedRunner
-from cluster.engine.types import Prefill, Verdict, Work, WorkEnd
+from cluster.engine.types import Prefill, Score, Verdict, Work, WorkEnd
 from cluster.errors import InvalidRequest, NotFound, Unsupported
 
 from .factories import (
@@ -27,6 +27,7 @@ from .factories import (
     make_ids,
     make_model,
     plain_greedy,
+    plain_logprobs,
     run,
     save_model,
     stop_after,
@@ -53,7 +54,7 @@ def test_the_self_check_notices_wrong_logits() -> None:
     sequences = make_sequences(64, 20)
     expected = [torch.rand(len(ids), 64) for ids in sequences]
     with pytest.raises(Unsupported, match="off by"):
-        check_runner(FakeRunner(page_size=16), sequences, expected)
+        check_runner(FakeRunner(page_size=16), sequences, expected, is_single=True)
 
 
 def test_the_self_check_notices_logits_that_are_no_numbers(
@@ -200,12 +201,38 @@ def test_code_in_the_folder_is_never_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("dtype", "int3"), ("device", "meta"), ("kv_memory_bytes", 10), ("max_context", 1)],
+    [
+        ("dtype", "int3"),
+        ("device", "meta"),
+        ("kv_memory_bytes", 10),
+        ("kv_dtype", "int8"),
+        ("max_context", 1),
+    ],
 )
 def test_bad_settings_are_refused_by_field(llama_folder: Path, field: str, value: object) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         make_engine(llama_folder, **{field: value})
     assert refusal.value.field == field
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss", "mistral"])
+def test_a_cache_in_bfloat16_holds_twice_as_much_and_says_nearly_the_same(
+    kind: str, tmp_path: Path
+) -> None:
+    model = save_model(kind, tmp_path)
+    engine, half = make_engine(tmp_path), make_engine(tmp_path, kv_dtype="bfloat16")
+    assert half._runner.num_pages == 2 * engine._runner.num_pages
+    ids = make_ids(60)
+    told = ask(half, half.open(), 0, ids, Score(59)).tokens
+    expected = plain_logprobs(model, ids)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    errors = (torch.tensor([token.logprob for token in told]) - expected).abs()
+    assert 1e-6 < float(errors.median()) < 0.08  # rounded, to 8 bits
+
+
+def test_who_keeps_a_cache_of_its_own_is_not_told_how(tmp_path: Path) -> None:
+    save_model("bloom", tmp_path)
+    with pytest.raises(Unsupported, match="bloom models cannot be served"):
+        make_engine(tmp_path, kv_dtype="bfloat16")
 
 
 def test_the_stored_precision_is_kept_but_for_half_floats_on_processors(tmp_path: Path) -> None:

@@ -151,6 +151,13 @@ def test_the_default_room_is_a_share_of_what_is_free_and_bounded(tmp_path: Path)
     assert enough == 32 * 4096 * facts.kv_bytes_per_token("float32")
     assert room(weights + (6 << 20)) == (6 << 20) // 4
     assert room(weights + (2 << 20), "cuda") == int((2 << 20) * 0.8)
+
+    def asked(**changes: Any) -> int:
+        return default_kv_memory(facts, "float32", device="cpu", **changes)
+
+    assert asked(free_bytes=1 << 40, kv_dtype="bfloat16") == enough // 2
+    assert asked(free_bytes=weights + (6 << 20), kv_share=0.5) == 3 << 20
+    assert asked(free_bytes=weights + (1 << 40), kv_share=0.5) == 1 << 39  # as asked, unbounded
     with pytest.raises(Unsupported, match="are free on cpu") as caught:
         room(weights)
     assert caught.value.reason == "MEMORY_TOO_SMALL"
