@@ -29,7 +29,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from cluster.engine.batch import Batch
-from cluster.engine.rows import Rows
+from cluster.engine.rows import FlatRows, HeadRows, Rows
 from cluster.errors import Unsupported
 
 ATTENTION = "cuvee"
@@ -102,7 +102,7 @@ AttentionInterface.register(ATTENTION, _attention)
 class _View:
     """The part of a group's pages that a window lets its queries see."""
 
-    pages: Tensor  # int64 [chunks * pages]
+    cells: Tensor  # of `HeadRows`: the heads of its pages
     mask: Tensor  # [chunks, 1, queries * query heads on each key head, S], added to the scores
 
 
@@ -113,25 +113,28 @@ class PagedAttention:
     rows: dict[int, Rows]
     page_size: int
     batch: Batch
-    _views: dict[tuple[int, int | None, int], _View] = field(default_factory=dict)
+    _views: dict[tuple[int, int | None, int, int], _View] = field(default_factory=dict)
+    _places: dict[int, Tensor] = field(default_factory=dict)
 
     def attend(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows = self.rows[call.layer]
-        rows.keys.index_copy_(0, self.batch.slots, key.to(rows.dtype))
-        rows.values.index_copy_(0, self.batch.slots, value.to(rows.dtype))
-        return self._attend(call, query, rows)
+        if isinstance(rows, FlatRows):
+            rows.keys.index_copy_(0, self.batch.slots, key)
+            rows.values.index_copy_(0, self.batch.slots, value)
+            return self._attend_varlen(call, query, rows)
+        new = [torch.cat([key, value], dim=1)] if rows.is_joined else [key, value]
+        rows.write(self._places_in(rows), *new)
+        return self._attend_groups(call, query, rows)
 
     def attend_joined(self, call: Call, query: Tensor, joined: Tensor) -> Tensor:
         """The same, of keys and values in one piece: [T, Hkv + Hkv, D]."""
         rows = self.rows[call.layer]
-        if rows.pages is None:
+        if isinstance(rows, FlatRows):
             return self.attend(call, query, *joined.chunk(2, dim=1))
-        rows.tensors[0].index_copy_(0, self.batch.slots, joined.flatten(1).to(rows.dtype))
-        return self._attend(call, query, rows)
+        rows.write(self._places_in(rows), joined)
+        return self._attend_groups(call, query, rows)
 
-    def _attend(self, call: Call, query: Tensor, rows: Rows) -> Tensor:
-        if self.batch.varlen is not None:
-            return self._attend_varlen(call, query, rows)
+    def _attend_groups(self, call: Call, query: Tensor, rows: HeadRows) -> Tensor:
         groups = self.batch.groups
         if len(groups) == 1:
             return self._attend_group(call, query, rows, 0)[None]
@@ -141,7 +144,13 @@ class PagedAttention:
         ]
         return torch.cat(parts)[None]
 
-    def _attend_varlen(self, call: Call, query: Tensor, rows: Rows) -> Tensor:
+    def _places_in(self, rows: HeadRows) -> Tensor:
+        """Where the pass's rows go; found once for all layers with as many heads."""
+        if rows.num_heads not in self._places:
+            self._places[rows.num_heads] = rows.places(self.batch.slots)
+        return self._places[rows.num_heads]
+
+    def _attend_varlen(self, call: Call, query: Tensor, rows: FlatRows) -> Tensor:
         tables, paged = self.batch.varlen, (-1, self.page_size, *rows.keys.shape[1:])
         assert tables is not None
         left = -1 if call.window is None else call.window - 1
@@ -163,43 +172,39 @@ class PagedAttention:
         assert isinstance(out, Tensor)
         return out[None]
 
-    def _attend_group(self, call: Call, query: Tensor, rows: Rows, index: int) -> Tensor:
+    def _attend_group(self, call: Call, query: Tensor, rows: HeadRows, index: int) -> Tensor:
         """One product of [B, Hkv, rows, D] and [B, Hkv, S, D], rows being queries times the query
         heads on each key head: no key is copied for its query heads. Gives [tokens, Hq, Dv].
         """
         group = self.batch.groups[index]
         num_chunks, num_queries = group.positions.shape
         num_heads, key_dim = query.shape[1:]
-        num_kv, value_dim = rows.values.shape[1:]
-        num_on_each = num_heads // num_kv
-        view = self._view(index, call.window, num_on_each, query.dtype)
-        assert rows.pages is not None
-        kept = rows.pages.index_select(0, view.pages).to(query.dtype)
-        kept = kept.view(num_chunks, -1, rows.tensors[0].shape[1])
-        k, v = kept.split_with_sizes((num_kv * key_dim, num_kv * value_dim), dim=2)
-        k = k.view(num_chunks, -1, num_kv, key_dim).transpose(1, 2)
-        v = v.view(num_chunks, -1, num_kv, value_dim).transpose(1, 2)
+        view = self._view(index, call.window, num_heads, rows, query.dtype)
+        k, v = rows.gather(view.cells, num_chunks, query.dtype)
+        num_kv, value_dim = k.shape[1], v.shape[-1]
         if group.spread is not None:
             query = query.index_select(0, group.spread)
-        shape = num_chunks, num_queries, num_kv, num_on_each, -1
+        shape = num_chunks, num_queries, num_kv, num_heads // num_kv, key_dim
         q = query.view(shape).transpose(1, 2).reshape(num_chunks, num_kv, -1, key_dim)
         sinks = call.sinks
         if sinks is not None:
-            sinks = (
-                sinks.view(1, num_kv, 1, -1).expand(-1, -1, num_queries, -1).flatten(2)[..., None]
-            )
+            sinks = sinks.view(1, num_kv, 1, -1).expand(-1, -1, num_queries, -1).flatten(2)
+            sinks = sinks[..., None]
         out = _sdpa(q, k, v, view.mask, call, sinks).view(
-            num_chunks, num_kv, num_queries, num_on_each, value_dim
+            *shape[:1], num_kv, num_queries, -1, value_dim
         )
         out = out.transpose(1, 2).reshape(-1, num_heads, value_dim)
         return out if group.kept is None else out.index_select(0, group.kept)
 
-    def _view(self, index: int, window: int | None, num_on_each: int, dtype: torch.dtype) -> _View:
-        """Pages and mask for a group and window, made by the first layer that asks."""
-        if (index, window, num_on_each) in self._views:
-            return self._views[index, window, num_on_each]
+    def _view(
+        self, index: int, window: int | None, num_heads: int, rows: HeadRows, dtype: torch.dtype
+    ) -> _View:
+        """What a group sees through a window, made by the first layer of its kind that asks."""
+        key = index, window, num_heads, rows.num_heads
+        if key in self._views:
+            return self._views[key]
         group, page_size = self.batch.groups[index], self.page_size
-        num_pages, (_, num_queries) = group.pages.shape[1], group.positions.shape
+        num_pages, num_queries = group.pages.shape[1], group.positions.shape[1]
         pages, positions = group.pages, group.positions
         first_page = positions.new_zeros(len(pages), 1)
         num_seen = num_pages if window is None else (window + num_queries - 3) // page_size + 2
@@ -214,8 +219,9 @@ class PagedAttention:
             seen &= where[:, None, :] > positions[:, :, None] - window
         mask = torch.zeros(seen.shape, dtype=dtype, device=pages.device)
         mask.masked_fill_(~seen, float("-inf"))
-        mask = mask.repeat_interleave(num_on_each, dim=1)[:, None]
-        view = self._views[index, window, num_on_each] = _View(pages.flatten(), mask)
+        num_kv = rows.num_heads // (1 + rows.is_joined)
+        mask = mask.repeat_interleave(num_heads // num_kv, dim=1)[:, None]
+        view = self._views[key] = _View(rows.cells(pages), mask)
         return view
 
 

@@ -18,7 +18,7 @@ from cluster.engine.base import Chunk, vocab_size_of
 from cluster.engine.batch import build_batch
 from cluster.engine.fused import FusedDecoder
 from cluster.engine.pool import Copy
-from cluster.engine.rows import LayerShape, Rows
+from cluster.engine.rows import FlatRows, HeadRows, LayerShape, Rows
 from cluster.errors import Unsupported
 
 _MAX_FLASH_HEAD_DIM = 256
@@ -114,8 +114,9 @@ class PagedRunner:
         self._fused = fused
         head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head.register_forward_pre_hook(self._keep_states)
-        self._rows = {
-            layer: Rows(num_pages, page_size, kept, model.device, joined=not varlen)
+        kind = FlatRows if varlen else HeadRows
+        self._rows: dict[int, Rows] = {
+            layer: kind(num_pages, page_size, kept, model.device)
             for layer, kept in shape.layers.items()
         }
 
@@ -142,10 +143,8 @@ class PagedRunner:
     @torch.inference_mode()
     def copy(self, copies: Sequence[Copy]) -> None:
         for rows in self._rows.values():
-            for kept in rows.tensors:
-                for copy in copies:
-                    source = kept[copy.source : copy.source + copy.num_rows]
-                    kept[copy.target : copy.target + copy.num_rows] = source
+            for copy in copies:
+                rows.copy(copy)
 
     def truncate(self, sequence: int, num_tokens: int, next_id: int) -> int:
         """Rows beyond are simply overwritten."""
