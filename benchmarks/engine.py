@@ -145,7 +145,7 @@ def _engine(folder: Path, way: str) -> Engine:
 
 
 def _steps(engines: dict[str, Engine], size: int, rounds: int) -> Times:
-    """Medians of decode steps, and of steps that feed what others said and then draw."""
+    """Medians of decode steps, and of steps that feed what others said and then draw, in turn."""
     sequences = {way: [engine.open() for _ in range(size)] for way, engine in engines.items()}
     took: dict[str, list[float]] = {}
     for way, engine in engines.items():
@@ -154,9 +154,9 @@ def _steps(engines: dict[str, Engine], size: int, rounds: int) -> Times:
             engine.submit(Work(sequence, 0, prompt, Prefill()))
         while engine.has_work():
             engine.step()
-    for what, news in (("decode", 0), ("catch-up", _NUM_CAUGHT_UP)):
-        for step in range(rounds + 2):  # two to warm up
-            for way, engine in engines.items():
+    for step in range(rounds + 2):  # two to warm up
+        for way, engine in engines.items():
+            for what, news in (("decode", 0), ("catch-up", _NUM_CAUGHT_UP)):
                 for sequence in sequences[way]:
                     tokens = [(step + j) % engine.vocab_size for j in range(news)]
                     engine.submit(Work(sequence, engine.num_ids(sequence), tokens, _one(step)))
