@@ -12,7 +12,7 @@ is not takes transformers' pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,13 +67,21 @@ class FusedDecoder:
         """`calls`: what each layer asks of attention. Raises Unsupported for another family."""
         decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
         _check(model, decoder)
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._dtype = model.dtype
         self._embeddings = decoder.embed_tokens
         self._rotary = decoder.rotary_emb
-        self._layers = [_join(layer, calls[i]) for i, layer in enumerate(decoder.layers)]
         self._norm = _norm(decoder.norm)
-        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._head = product([head])
+        self._packed: list[Halves] = []
+        table = self._embeddings.weight.data  # may be the head's, too
+        try:
+            self._layers = [self._join(layer, calls[i]) for i, layer in enumerate(decoder.layers)]
+            self._head = self._product([head])
+        except Exception:
+            self.restore()
+            raise
+        if isinstance(self._head, Halves):
+            self._embeddings.weight.data = table.half() if are_halves(table) else table
 
     def __call__(self, batch: Batch, context: PagedAttention) -> tuple[Tensor, Tensor]:
         """Logits [L, V] of the tokens that want them, and the states [L, d] behind those."""
@@ -86,15 +94,11 @@ class FusedDecoder:
         states = self._norm(x.index_select(0, batch.logit_tokens))
         return self._head(states), states
 
-    def release(self) -> None:
-        """Forget the weights that are packed here: transformers' own pass cannot be run after."""
-        table = self._embeddings.weight.data  # may be the head's, too
-        products = [p for it in self._layers for p in (it.qkv, it.out, it.gate_up, it.down)]
-        for packed in [*products, self._head]:
-            if isinstance(packed, Halves):
-                packed.release()
-        if isinstance(self._head, Halves) and are_halves(table):
-            self._embeddings.weight.data = table.half()
+    def restore(self) -> None:
+        """Give the model its weights again, for another way to run it; this one is at its end."""
+        self._embeddings.weight.data = self._embeddings.weight.data.to(self._dtype)
+        for packed in self._packed:
+            packed.restore()
 
     def _turns(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines [T, heads, D] that turn queries and keys and leave values."""
@@ -120,6 +124,34 @@ class FusedDecoder:
         queries, joined = heads[:, : layer.parts[0]], heads[:, layer.parts[0] :]
         return layer.out(context.attend_joined(layer.call, queries, joined).view(len(x), -1))
 
+    def _join(self, layer: Any, call: Call) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        num_queries, num_keys = (
+            matrix.out_features // attention.head_dim
+            for matrix in (attention.q_proj, attention.k_proj)
+        )
+        head_norms = None
+        if hasattr(attention, "q_norm"):
+            head_norms = _norm(attention.q_norm), _norm(attention.k_norm)
+        return _Layer(
+            call=call,
+            parts=(num_queries, num_keys, num_keys),
+            before_attention=_norm(layer.input_layernorm),
+            qkv=self._product([attention.q_proj, attention.k_proj, attention.v_proj]),
+            head_norms=head_norms,
+            out=self._product([attention.o_proj]),
+            before_mlp=_norm(layer.post_attention_layernorm),
+            gate_up=self._product([mlp.gate_proj, mlp.up_proj]),
+            activation=mlp.act_fn,
+            down=self._product([mlp.down_proj]),
+        )
+
+    def _product(self, layers: Sequence[nn.Linear]) -> Product:
+        made = product(layers)
+        if isinstance(made, Halves):
+            self._packed.append(made)
+        return made
+
 
 def _check(model: PreTrainedModel, decoder: Any) -> None:
     """Raise unless the model has the family's parts and no others."""
@@ -133,28 +165,6 @@ def _check(model: PreTrainedModel, decoder: Any) -> None:
     widths = {layer.self_attn.q_proj.out_features for layer in decoder.layers}
     if len(heads) != 1 or len(widths) != 1 or heads.pop() % 2:
         raise Unsupported("NOT_FUSED", "its layers' heads differ, or cannot be halved")
-
-
-def _join(layer: Any, call: Call) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    num_queries, num_keys = (
-        matrix.out_features // attention.head_dim for matrix in (attention.q_proj, attention.k_proj)
-    )
-    head_norms = None
-    if hasattr(attention, "q_norm"):
-        head_norms = _norm(attention.q_norm), _norm(attention.k_norm)
-    return _Layer(
-        call=call,
-        parts=(num_queries, num_keys, num_keys),
-        before_attention=_norm(layer.input_layernorm),
-        qkv=product([attention.q_proj, attention.k_proj, attention.v_proj]),
-        head_norms=head_norms,
-        out=product([attention.o_proj]),
-        before_mlp=_norm(layer.post_attention_layernorm),
-        gate_up=product([mlp.gate_proj, mlp.up_proj]),
-        activation=mlp.act_fn,
-        down=product([mlp.down_proj]),
-    )
 
 
 def _norm(norm: Any) -> _Norm:

@@ -185,9 +185,12 @@ def paged_runner(
         )
         if not is_real:
             is_single = shape.is_exact and loaded.expected[0].dtype == torch.float32
-            check_runner(runner, loaded.sequences, loaded.expected, is_single=is_single)
-            if decoder is not None:
-                decoder.release()
+            try:
+                check_runner(runner, loaded.sequences, loaded.expected, is_single=is_single)
+            except Exception:
+                if decoder is not None:
+                    decoder.restore()
+                raise
     return runner
 
 

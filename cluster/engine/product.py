@@ -35,34 +35,44 @@ class Halves:
     """One matrix packed in float16; input, sums and output are float32."""
 
     packed: Any
-    layers: Sequence[nn.Linear]  # whose weights it stands for
+    layers: Sequence[nn.Linear]  # whose weights it took the place of
 
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
         return out
 
-    def release(self) -> None:
-        """Forget the layers' own weights: from now on only the packed ones can be used."""
-        for layer in self.layers:
-            layer.weight.data = layer.weight.data.new_empty(0)
+    def restore(self) -> None:
+        """Give the layers their weights again."""
+        weight, _ = torch.ops.quantized.linear_unpack_fp16(self.packed)
+        _share(weight, self.layers)
 
 
 Product = Plain | Halves
 
 
 def product(layers: Sequence[nn.Linear]) -> Product:
-    """[T, in] -> [T, sum of the layers' outs]."""
+    """[T, in] -> [T, sum of the layers' outs].
+
+    The layers' weights become parts of it, or empty where it is packed: nothing is held twice.
+    """
     weight = torch.cat([layer.weight for layer in layers]).detach()
     has_bias = layers[0].bias is not None
     bias = torch.cat([layer.bias for layer in layers]).detach() if has_bias else None
     if weight.numel() >= _MIN_HALVES and has_halves() and are_halves(weight):
-        return Halves(torch.ops.quantized.linear_prepack_fp16(weight, bias), layers)
+        packed = Halves(torch.ops.quantized.linear_prepack_fp16(weight, bias), layers)
+        for layer in layers:
+            layer.weight.data = weight.new_empty(0)
+        return packed
     if _goes_by_columns(weight):
         weight = weight.t().contiguous().t()
+    _share(weight, layers)
+    return Plain(weight, bias)
+
+
+def _share(weight: Tensor, layers: Sequence[nn.Linear]) -> None:
     sizes = [layer.out_features for layer in layers]
     for layer, part in zip(layers, torch.split(weight, sizes), strict=True):
         layer.weight.data = part
-    return Plain(weight, bias)
 
 
 def _goes_by_columns(weight: Tensor) -> bool:

@@ -60,6 +60,14 @@ def test_logits_and_states_are_those_of_transformers(kind: str, tied: bool, tmp_
     torch.testing.assert_close(states, told.hidden_states[-1][0, 30:], rtol=1e-4, atol=1e-5)
 
 
+def test_a_head_that_is_the_embedding_stays_it(tmp_path: Path) -> None:
+    save_model("llama", tmp_path, tie_word_embeddings=True)
+    found = decoder(make_engine(tmp_path))
+    assert found is not None
+    assert isinstance(found._head, Plain)
+    assert found._head.weight.data_ptr() == found._embeddings.weight.data_ptr()
+
+
 def test_who_is_not_of_the_family_takes_transformers_pass(tmp_path: Path) -> None:
     for kind in ("gemma3_text", "mixtral"):
         save_model(kind, tmp_path / kind)
@@ -134,6 +142,27 @@ def test_packed_weights_take_the_place_of_the_models_own(
     table = model.get_input_embeddings().weight
     norms = sum(weight.nbytes for weight in model.parameters() if weight.ndim == 1)
     assert left == table.numel() * 2 + norms
+
+
+@pytest.mark.skipif(not has_halves(), reason="needs a processor with packed float16 products")
+@pytest.mark.parametrize("tied", [False, True])
+def test_who_is_found_out_has_its_weights_again(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    monkeypatch.setattr(products, "_MIN_HALVES", 0)
+    model = save_halves(tmp_path, tie_word_embeddings=tied)
+    plain = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: 2 * plain(self, x))
+    engine = make_engine(tmp_path)
+    assert decoder(engine) is None
+    assert isinstance(engine._runner, PagedRunner)
+    for name, weight in engine._runner._model.named_parameters():
+        assert torch.equal(weight, model.get_parameter(name)), name
+    prompt = make_ids(9, seed=4)
+    result = ask(engine, engine.open(), 0, prompt, greedy(12))
+    assert result.ids == plain_greedy(model, prompt, 12)
 
 
 def test_only_what_loses_nothing_counts_as_halves() -> None:
