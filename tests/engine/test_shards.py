@@ -10,6 +10,7 @@ import torch
 
 from cluster.engine.base import Chunk
 from cluster.engine.engine import Engine
+from cluster.engine.rows import HeadRows
 from cluster.engine.runner import PagedRunner
 from cluster.engine.split import SplitRunner
 from cluster.engine.types import SamplingParams, Score, Work
@@ -45,7 +46,8 @@ def test_each_process_holds_its_part_of_weights_and_cache(
     assert isinstance(runner, SplitRunner)
     assert isinstance(runner._runner, PagedRunner)
     rows = runner._runner._rows[0]
-    assert rows.keys.shape[1:] == (1, 8)  # of 2 heads
+    assert isinstance(rows, HeadRows)
+    assert (rows.num_heads, rows.is_joined) == (2, True)  # keys and values of 1 head of 2
     layer = runner._runner._model.get_decoder().layers[0]
     assert layer.self_attn.q_proj.weight.to_local().shape == (16, 32)
     assert layer.mlp.down_proj.weight.to_local().shape == (32, 24)
