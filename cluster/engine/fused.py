@@ -94,6 +94,11 @@ class FusedDecoder:
         states = self._norm(x.index_select(0, batch.logit_tokens))
         return self._head(states), states
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether any of its weights lie in float16."""
+        return bool(self._packed)
+
     def restore(self) -> None:
         """Give the model its weights again, for another way to run it; this one is at its end."""
         self._embeddings.weight.data = self._embeddings.weight.data.to(self._dtype)
