@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.engine import law, sampler
 from cluster.engine.law import warp
@@ -21,6 +23,25 @@ from cluster.randomness import GOLDEN, Purpose, key, mix, to_uniform
 # Chi-square tests are seeded, so they pass or fail for good; were the seeds drawn anew, a right
 # sampler would fail one of them with this probability.
 FALSE_ALARM = 1e-4
+
+
+class Counter(TorchDispatchMode):
+    """Counts calls of kernels, and those whose result is as large as the logits."""
+
+    num_calls = 0
+    num_large = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        returned = func._schema.returns
+        if not any(it.alias_info and not it.alias_info.is_write for it in returned):
+            self.num_calls += 1
+            parts = args[:1] if str(func).startswith("aten.max") else [result]
+            self.num_large += any(
+                isinstance(part, torch.Tensor) and part.shape[-1:] == (4096,) for part in parts
+            )
+        return result
+
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -319,6 +340,17 @@ def test_logits_given_are_left_as_they_were() -> None:
     score(logits, [0, 1], params)
     warp(logits, params)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("num_rows", [1, 32])
+def test_a_draw_takes_few_kernels_however_many_rows(num_rows: int) -> None:
+    """And three passes over the vocabulary: the largest, the difference, the exponential."""
+    logits = torch.randn(num_rows, 4096, generator=torch.Generator().manual_seed(6))
+    rows = [SampleRow(SamplingParams(), key(5, Purpose.TOKEN, i)) for i in range(num_rows)]
+    with Counter() as counter:
+        sample(logits, rows)
+    assert counter.num_calls == 49
+    assert counter.num_large == 3
 
 
 def test_no_rows_give_no_outputs() -> None:
