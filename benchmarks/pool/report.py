@@ -90,7 +90,7 @@ class Run:
 
     def _per_exchange(self, value: Callable[[Rest], float]) -> float:
         num_more = self.rest.num_exchanges - self.first_rest.num_exchanges
-        return max(0.0, (value(self.rest) - value(self.first_rest)) / num_more)
+        return max(0.0, (value(self.rest) - value(self.first_rest)) / max(1, num_more))
 
 
 def as_json(run: Run) -> str:
