@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from cluster.errors import InternalError
+from cluster.garbage import spare_what_stays
 from cluster.members.base import ReplicaState
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import MemberServer
@@ -37,6 +38,7 @@ class MemberDeployment:
         self._metrics = MemberMetrics(name, self._server.gauge())
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         await self._server.start(host, int(os.environ.get(PORT_VARIABLE, "0")))
+        spare_what_stays()
 
     async def lease(self) -> AsyncIterator[LeaseGrant]:
         """Hold this replica: the first item says where to speak to it; ends with the caller."""

@@ -9,6 +9,7 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from cluster.garbage import spare_what_stays
 from cluster.members.exchange import ExchangePool
 from cluster.router.core import Router
 from cluster.router.edge import Edge
@@ -47,6 +48,7 @@ class RouterDeployment:
         if self._edge is None:
             self._edge = Edge(Router(spec, members, rankers))
             await self._edge.start(spec.serving.host, spec.serving.port)
+            spare_what_stays()
             return
         if self._changing is not None:
             self._changing.cancel()

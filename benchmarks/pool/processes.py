@@ -22,6 +22,7 @@ from benchmarks.pool.device import Timing
 from benchmarks.pool.engine import PassCounts, SimulatedEngine, TokenLaw
 from benchmarks.pool.leases import Place, PoolMember, lease_handler
 from cluster.engine.types import Output
+from cluster.garbage import spare_what_stays
 from cluster.members.base import MemberInfo
 from cluster.members.exchange import ExchangeCounts, ExchangePool
 from cluster.members.replica import Replica
@@ -148,6 +149,7 @@ async def _host(plan: HostPlan, pipe: Connection) -> None:
     granting.add_generic_rpc_handlers((lease_handler(servers),))
     port = granting.add_insecure_port(f"{HOST}:0")
     await granting.start()
+    spare_what_stays()
     pipe.send(f"{HOST}:{port}")
 
     def counts() -> HostCounts:
@@ -171,6 +173,7 @@ async def _route(plan: RouterPlan, pipe: Connection) -> None:
     edge = Edge(router)
     await edge.start(HOST, 0)
     await router.learn_members()
+    spare_what_stays()
     pipe.send(f"{HOST}:{edge.port}")
 
     def counts() -> RouterCounts:
