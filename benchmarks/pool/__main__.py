@@ -1,6 +1,6 @@
 """One router before a large simulated pool: what it carries, what it costs, who waits.
 
-python -m benchmarks.pool [--engine l4-3b] [--streams 16 64 256 1024] [--markdown docs/pool.md]
+python -m benchmarks.pool [--engine l4-3b] [--streams 16 64 256] [--markdown docs/pool.md]
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", choices=TIMINGS, default="l4-3b", help="what a pass takes as long as")
     add("--replicas", type=int, default=64)
     add("--hosts", type=int, default=1, help="processes that replicas live in")
-    add("--streams", type=int, nargs="+", default=[16, 64, 256, 1024])
+    add("--streams", type=int, nargs="+", default=[16, 64, 256])
     add("--tokens", type=int, default=64, help="per reply; short replies have an eighth")
     add("--generations", type=int, default=64, help="at least so many in each measurement")
     add("--blend", nargs="+", choices=ASKS, default=["replies", "spans", "tokens", "means"])
