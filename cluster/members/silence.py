@@ -33,5 +33,5 @@ class Hearing:
         wanted_s = min(PING_INTERVAL_S, left_s)
         await asyncio.sleep(wanted_s)
         now_s = self._loop.time()
-        self._heard_s = min(now_s, self._heard_s + now_s - began_s - wanted_s)
+        self._heard_s = min(now_s, self._heard_s + max(0.0, now_s - began_s - wanted_s))
         return True

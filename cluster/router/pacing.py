@@ -75,6 +75,7 @@ class _Ahead:
     async def take(self) -> Update | None:
         """All that has come, once it may be told; None after the last."""
         await self._may_take.wait()
+        self._forget_timer()  # set again since, where a timer came early by its clock
         taken, self._waiting = self._waiting, []
         self._has_room.set()
         if not self._is_over:
@@ -96,10 +97,13 @@ class _Ahead:
             self._timer = self._loop.call_at(self._held_until_s, self._tell)
 
     def _tell(self) -> None:
+        self._forget_timer()
+        self._may_take.set()
+
+    def _forget_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._may_take.set()
 
 
 def _joined(updates: list[Update]) -> Update:
