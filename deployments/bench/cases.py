@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deployments.bench.arrivals import poisson
 from deployments.bench.children import Child
-from deployments.bench.loading import Load, Loaded
+from deployments.bench.loading import Load, Loaded, Loaders
 from deployments.bench.races import Race, Rival
 from deployments.bench.settings import Settings
 from deployments.bench.workload import Job, Kind, Subject
@@ -43,37 +43,33 @@ class Case:
     run: Callable[[Sequence[Job], int], Loaded]  # the second is the round's number, from 0
 
 
-def served_cases(
-    subjects: Sequence[Subject], settings: Settings, loader: Child[Loaded]
-) -> list[Case]:
+def served_cases(subjects: Sequence[Subject], settings: Settings, loaders: Loaders) -> list[Case]:
     """Every subject in closed loops, blends in open ones too, in the order they run."""
     closed = [
-        _closed([subject], number, settings, loader)
+        _closed([subject], number, settings, loaders)
         for number in settings.streams
         for subject in subjects
     ]
     blends = [subject for subject in subjects if subject.kind is not Kind.MEMBER]
     opened = [
-        _open(subject, rate, settings, loader) for rate in settings.rates for subject in blends
+        _open(subject, rate, settings, loaders) for rate in settings.rates for subject in blends
     ]
     return closed + opened
 
 
-def _closed(
-    subjects: Sequence[Subject], number: int, settings: Settings, loader: Child[Loaded]
-) -> Case:
+def _closed(subjects: Sequence[Subject], number: int, settings: Settings, loaders: Loaders) -> Case:
     def run(jobs: Sequence[Job], round_number: int) -> Loaded:
-        return loader.ask(Load(subjects, jobs, settings.num_new_tokens, number))
+        return loaders.ask(Load(subjects, jobs, settings.num_new_tokens, number))
 
     what = "closed" if len(subjects) == 1 else SIDE_BY_SIDE
     key = Key(what, " beside ".join(subject.name for subject in subjects), number)
     return Case(key, settings.num_alone if number == 1 else number, True, run)
 
 
-def _open(subject: Subject, rate: float, settings: Settings, loader: Child[Loaded]) -> Case:
+def _open(subject: Subject, rate: float, settings: Settings, loaders: Loaders) -> Case:
     def run(jobs: Sequence[Job], round_number: int) -> Loaded:
         offsets_s = poisson(rate, len(jobs), settings.seed + round_number)
-        return loader.ask(Load([subject], jobs, settings.num_new_tokens, offsets_s=offsets_s))
+        return loaders.ask(Load([subject], jobs, settings.num_new_tokens, offsets_s=offsets_s))
 
     return Case(Key("open", subject.name, rate), settings.num_arrivals, True, run)
 
@@ -81,7 +77,7 @@ def _open(subject: Subject, rate: float, settings: Settings, loader: Child[Loade
 def rival_cases(
     subjects: Sequence[Subject],
     settings: Settings,
-    loader: Child[Loaded],
+    loaders: Loaders,
     contest: Child[Loaded],
 ) -> list[Case]:
     """What the served cases are compared with."""
@@ -99,7 +95,7 @@ def rival_cases(
             _raced(Rival.AVERAGE, subject, 1, settings, contest),
             _raced(Rival.OWN_AVERAGE, subject, 1, settings, contest),
             _raced(Rival.OWN_PARALLEL, subject, 1, settings, contest),
-            _anew(subject, settings, loader),
+            _anew(subject, settings, loaders),
         ]
     if many > 1:
         cases += [
@@ -107,7 +103,7 @@ def rival_cases(
             *(_raced(Rival.ENGINE_BATCH, member, many, settings, contest) for member in members),
         ]
         cases += [
-            _closed([by_name[name] for name in subject.weights], many, settings, loader)
+            _closed([by_name[name] for name in subject.weights], many, settings, loaders)
             for by_name in [{member.name: member for member in members}]
             for subject in _pairs(by_token, many)
         ]
@@ -133,8 +129,8 @@ def _raced(
     return Case(key, settings.num_alone if number == 1 else number, False, run)
 
 
-def _anew(subject: Subject, settings: Settings, loader: Child[Loaded]) -> Case:
+def _anew(subject: Subject, settings: Settings, loaders: Loaders) -> Case:
     def run(jobs: Sequence[Job], round_number: int) -> Loaded:
-        return loader.ask(Load([subject], jobs, settings.num_new_tokens, anew=True))
+        return loaders.ask(Load([subject], jobs, settings.num_new_tokens, anew=True))
 
     return Case(Key(ANEW, subject.name), settings.num_alone, True, run)

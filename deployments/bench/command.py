@@ -35,6 +35,7 @@ def bench(
         float, typer.Option(min=1, help="And has no more between tokens, on average.")
     ] = 100.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the arrivals.")] = 1,
+    clients: Annotated[int, typer.Option(min=1, help="Processes that share the load.")] = 1,
     rivals: Annotated[
         bool, typer.Option("--rivals", help="Beside transformers and ensembles, same models.")
     ] = False,
@@ -89,6 +90,7 @@ def bench(
         address=address,
         with_ray=not no_ray,
         with_rivals=rivals,
+        num_clients=clients,
     )
     run_bench(wanted, Outlet(json_to, picture, markdown))
 

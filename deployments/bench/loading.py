@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 from cluster.cli.credentials import Credentials
-from deployments.bench.children import answer_until_closed
+from deployments.bench.children import Child, answer_until_closed
 from deployments.bench.figures import Reply
 from deployments.bench.streams import StreamClient
 from deployments.bench.workload import Job, Subject
@@ -47,6 +48,53 @@ class Loaded:
         """From the first request to the last token."""
         begin_s = min(reply.sent_s for reply in self.replies)
         return max(reply.arrivals_s[-1] for reply in self.replies) - begin_s
+
+
+class Loaders:
+    """Several such processes, which share each load: one of them may be too slow to be a client."""
+
+    def __init__(self, plan: LoaderPlan, num_processes: int) -> None:
+        with ExitStack() as stack:
+            self._children: list[Child[Loaded]] = [
+                stack.enter_context(Child(run_loader, plan)) for _ in range(num_processes)
+            ]
+            for child in self._children:
+                child.address()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Loaders:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def ask(self, load: Load) -> Loaded:
+        """Carry it out, all at the same time."""
+        shares = shares_of(load, len(self._children))
+        asked = self._children[: len(shares)]
+        for child, share in zip(asked, shares, strict=True):
+            child.send(share)
+        loaded = [child.receive() for child in asked]
+        replies = [reply for part in loaded for reply in part.replies]
+        return Loaded(replies, sum(part.cpu_s for part in loaded))
+
+
+def shares_of(load: Load, num_processes: int) -> list[Load]:
+    """The same load by so many processes, or by as many as it has whole streams for."""
+    per_process = len(load.subjects)  # streams come in groups of one for each subject
+    num = min(num_processes, len(load.jobs))
+    if not load.offsets_s:
+        num = 1 if load.anew else min(num, max(1, load.num_streams // per_process))
+    groups = load.num_streams // per_process
+    return [
+        replace(
+            load,
+            jobs=load.jobs[i::num],
+            offsets_s=load.offsets_s[i::num],
+            num_streams=per_process * len(range(i, groups, num)),
+        )
+        for i in range(num)
+    ]
 
 
 def run_loader(plan: LoaderPlan, pipe: Connection) -> None:

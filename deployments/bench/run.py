@@ -23,7 +23,7 @@ from cluster.spec import ClusterSpec, load_spec
 from cuvee.v1 import blend_pb2
 from deployments.bench.cases import rival_cases, served_cases
 from deployments.bench.children import Child
-from deployments.bench.loading import Loaded, LoaderPlan, run_loader
+from deployments.bench.loading import LoaderPlan, Loaders
 from deployments.bench.machine import Machine
 from deployments.bench.markdown import put_fragment
 from deployments.bench.picture import draw_run
@@ -58,6 +58,7 @@ class Wanted:
     address: str | None = None  # of a cluster that runs
     with_ray: bool = True
     with_rivals: bool = False
+    num_clients: int = 1  # processes that load it
 
 
 def run_bench(wanted: Wanted, outlet: Outlet) -> None:
@@ -82,7 +83,7 @@ def measured_run(wanted: Wanted, say: Say) -> Run:
     """From start to stop; raises CuveeError."""
     if wanted.address is not None:
         return _measured(wanted, FarSystem(wanted.address), None, current.get(), say)
-    file = wanted.file or Path(str(files("deployments.bench") / "default.yaml"))
+    file = wanted.file or Path(str(files("deployments.bench") / "tiny.yaml"))
     spec = load_spec(file)
     for name, member in spec.members.items():
         try:
@@ -126,14 +127,13 @@ def _measured(
     num_threads = _num_threads(spec) if spec else 0
     with ExitStack() as stack:
         plan = LoaderPlan(system.address, credentials)
-        loader: Child[Loaded] = stack.enter_context(Child(run_loader, plan))
-        loader.address()
-        cases = served_cases(subjects, settings, loader)
+        loaders = stack.enter_context(Loaders(plan, wanted.num_clients))
+        cases = served_cases(subjects, settings, loaders)
         contest: Child[Any] | None = None
         if wanted.with_rivals and spec:
             say("starting the rivals")
             contest = stack.enter_context(_contest(spec, num_threads, system.ray_address))
-            cases += rival_cases(subjects, settings, loader, contest)
+            cases += rival_cases(subjects, settings, loaders, contest)
         measured = measure(cases, system, settings, fresh_jobs(settings.num_prompt_words), say)
         say("reading memory")
         reading: Reading | None = contest.ask(None) if contest else None
