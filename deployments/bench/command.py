@@ -29,6 +29,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Each case once in each.")] = 5,
     tokens: Annotated[int, typer.Option(min=1, help="New tokens per reply.")] = 64,
+    replies: Annotated[int, typer.Option(min=1, help="Of a single stream, in each round.")] = 4,
     prompt_words: Annotated[int, typer.Option(min=1, help="Words of each prompt.")] = 40,
     first_ms: Annotated[float, typer.Option(min=1, help="A good reply begins within.")] = 1000.0,
     gap_ms: Annotated[
@@ -80,6 +81,7 @@ def bench(
         num_rounds=rounds,
         num_new_tokens=tokens,
         num_prompt_words=prompt_words,
+        num_alone=replies,
         seed=seed,
         limits=Limits(first_ms, gap_ms),
     )

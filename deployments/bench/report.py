@@ -74,6 +74,7 @@ def as_json(run: Run) -> str:
         "num_threads": run.num_threads,
         "settings": asdict(run.settings),
         "took_s": round(run.measured.took_s, 1),
+        "load_after": run.measured.load_after,
         "idle": asdict(run.measured.idle),
         "reading": asdict(run.reading) if run.reading else None,
         "targets": [
@@ -101,7 +102,8 @@ def _head(run: Run) -> str:
     settings, limits = run.settings, run.settings.limits
     models = ", ".join(f"{name}: `{model}`" for name, model in run.models.items())
     return (
-        f"{run.machine}.\n\n"
+        f"{run.machine}, in the last minute {run.measured.load_after:.1f} with what was measured."
+        "\n\n"
         f"Cuvée {run.way}. {models}; torch threads in each replica and each rival: "
         f"{run.num_threads}. Per reply {settings.num_prompt_words} words of prompt and "
         f"{settings.num_new_tokens} new tokens; {settings.num_rounds} rounds, "

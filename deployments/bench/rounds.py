@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Measured:
     results: Sequence[Result]
     idle: CpuSeconds  # per second
     took_s: float
+    load_after: float  # runnable threads, averaged over the last minute; ours among them
 
 
 def measure(
@@ -60,7 +62,7 @@ def measure(
         if not number:
             say("at rest")
             idle = idle_cpu(system, _IDLE_S)
-    return Measured(results, idle, time.monotonic() - begin_s)
+    return Measured(results, idle, time.monotonic() - begin_s, round(os.getloadavg()[0], 1))
 
 
 def _run(

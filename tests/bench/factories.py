@@ -47,6 +47,6 @@ def run_of(cases: Mapping[Key, Mapping[str, Sequence[float]]], many: int = 16) -
         num_threads=1,
         settings=Settings(streams=(1, many), num_rounds=len(results[0].rounds)),
         subjects=[A, B, PAIR],
-        measured=Measured(results, CpuSeconds(), 3.0),
+        measured=Measured(results, CpuSeconds(), 3.0, 1.5),
         reading=Reading(1e9, {"a": 4_000_000, "b": 4_000_000}),
     )
