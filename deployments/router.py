@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
@@ -63,6 +64,7 @@ class RouterDeployment:
             "replica": serve.get_replica_context().replica_id.unique_id,
             "port": self._edge.port,
             "is_ready": router.knows_all_members,
+            "exchange": asdict(self._exchanges.counts),
             "revisions": {name: router.blend(name).revision for name in router.ready_blends},
             "spec": json.dumps(router.spec.to_mapping()),
         }

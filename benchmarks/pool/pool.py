@@ -11,9 +11,7 @@ from typing import TypeVar
 
 from benchmarks.pool.device import Timing
 from benchmarks.pool.engine import PassCounts
-from benchmarks.pool.leases import Place
 from benchmarks.pool.processes import (
-    Child,
     HostCounts,
     HostPlan,
     RouterCounts,
@@ -21,8 +19,10 @@ from benchmarks.pool.processes import (
     run_host,
     run_router,
 )
-from benchmarks.workload import Ask
 from cluster.members.exchange import ExchangeCounts
+from cluster.members.remote import Place
+from deployments.bench.children import Child
+from deployments.bench.workload import Ask
 
 T = TypeVar("T", ExchangeCounts, PassCounts)
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from benchmarks.markdown import number, table
 from benchmarks.pool.device import Timing
 from benchmarks.pool.load import Phase, Quantiles
 from benchmarks.pool.sizing import Costs, Demand, Needs, needs
+from deployments.bench.markdown import number, table
 
 _TARGET = 0.6  # utilisation of a router's core at which a load is called carried
 
