@@ -49,10 +49,12 @@ class Seat:
     def __init__(self, lease: Lease) -> None:
         self.usage = SeatUsage()
         self.prompt_digest = 0  # of a prompt that is scored
+        self.step_s = 0.0  # from the last step's sending until its end was heard
         self.known = 0  # how much of the reply the replica has: tokens, or bytes for Form.TEXT
         self._lease = lease
         self._news: asyncio.Queue[Event] = asyncio.Queue()
         self._last: Event | None = None  # that came
+        self._sent_s = 0.0
         self._channel: Channel | None = None
 
     @property
@@ -80,6 +82,7 @@ class Seat:
         Leaving the iteration early cancels the step; the seat can then only be closed.
         """
         assert self._channel is not None, "run before open"
+        self._sent_s = _now_s()
         self._channel.step(step)
         self.usage.steps += 1
         is_over = False
@@ -104,6 +107,8 @@ class Seat:
 
     def _hear(self, event: Event) -> None:
         """Tokens that come before the last ones were taken join them: who is late catches up."""
+        if isinstance(event, StepEvent) and event.end is not None:
+            self.step_s = _now_s() - self._sent_s
         if not self._news.empty() and _joins(self._last, event):
             return
         self._last = event
@@ -121,6 +126,10 @@ class Seat:
             self.usage.forward_passes += event.num_passes
             self.usage.processed_tokens += event.num_processed
             self.usage.cached_tokens += event.num_cached
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _joins(last: Event | None, event: Event) -> bool:
