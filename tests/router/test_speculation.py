@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from itertools import product
 from typing import Any
@@ -11,15 +10,12 @@ import pytest
 import pytest_asyncio
 
 from cluster.members.base import Prompt
-from cluster.router.answers import FinishReason, Outcome, ReplyToken
+from cluster.router.answers import Outcome, ReplyToken
 from cluster.router.requests import (
     GenerationRequest,
-    Output,
-    Overrides,
     Sampling,
     Stopping,
 )
-from cluster.text.grammar import OutputFormat
 from tests.rig import Rig, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
