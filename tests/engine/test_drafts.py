@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,10 +109,11 @@ def test_an_end_of_turn_drops_the_draft_behind_it() -> None:
     assert engine.ids(sequence) == PROMPT + right[:2]
 
 
-def test_a_draft_never_changes_what_is_drawn(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Against drawing one after another, on a real model, drafts good and bad."""
-    folder = tmp_path_factory.mktemp("model")
-    save_model("llama", folder)
+@pytest.mark.parametrize("kind", ["llama", "bloom", "mamba2"])
+def test_a_draft_never_changes_what_is_drawn(kind: str, tmp_path: Path) -> None:
+    """Against drawing one after another, on real models with all kinds of state."""
+    folder = tmp_path / "model"
+    save_model(kind, folder)
     engine, numbers = make_engine(folder), random.Random(5)
     for seed in range(12):
         params = [SamplingParams(), SamplingParams(0.8, top_k=9), SamplingParams(1.2, top_p=0.8)]
