@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.figures import Spread
 from benchmarks.machine import machine_line
@@ -78,12 +79,14 @@ def spec_of(large: Path) -> str:
 def deepen(folder: Path) -> None:
     """Write the large member."""
     silent = [{"filter": name, "value": 0} for name in ("o_proj", "down_proj")] + [{"value": 1}]
-    slices = []
+    slices: list[dict[str, Any]] = []
     for layer in range(NUM_LAYERS):
-        source = {"model": "embedded:tiny-austen", "layer_range": [layer, layer + 1]}
-        slices.append({"sources": [source]})
-        more = {"sources": [source | {"parameters": {"scale": silent}}]}
-        slices += [more] * (NUM_COPIES - 1)
+        source: dict[str, Any] = {
+            "model": "embedded:tiny-austen",
+            "layer_range": [layer, layer + 1],
+        }
+        more = {**source, "parameters": {"scale": silent}}
+        slices += [{"sources": [source]}] + [{"sources": [more]}] * (NUM_COPIES - 1)
     recipe = RecipeSpec.model_validate({"merge_method": "passthrough", "slices": slices})
     merge(recipe, folder, download=False)
 
@@ -125,7 +128,8 @@ async def measure(router: Router, num_rounds: int, num_tokens: int) -> dict[str,
     for round_number in range(-1, num_rounds):  # the first one warms up, and learns what pays
         for name, into in found.items():
             ways = [(name, 0), (f"{name}-ahead", 1)]
-            texts, walls, cpus = [[], []], [0.0, 0.0], [0.0, 0.0]
+            texts: list[list[int]] = [[], []]
+            walls, cpus = [0.0, 0.0], [0.0, 0.0]
             for blend, way in ways if round_number % 2 else reversed(ways):
                 wall_s, cpu_s = time.perf_counter(), time.process_time()
                 texts[way], outcome = await reply(router, blend, round_number + 1, num_tokens)
