@@ -48,6 +48,7 @@ class SampleRow:
     allowed: bytes | None = None  # one bit per id, lowest first: all others are masked likewise
     num_top: int = 0  # how many of the model's best candidates to report
     doubt: Doubt | None = None  # when to report that the model is not sure
+    by_id: bool = False  # one race of all ids, not one of blocks and one inside: the same law
 
 
 def log_warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -126,7 +127,7 @@ def _sample(
     token, short = best, None
     if any(p.temperature > 0 for p in params):
         cutoff, short = _cutoffs(scaled, params, num_candidates)
-        drawn = _draw(_cut(scaled, cutoff), [row.key for row in rows])
+        drawn = _draw(_cut(scaled, cutoff), rows)
         greedy = _on_device([p.temperature <= 0 for p in params], torch.bool, logits.device)
         token = torch.where(greedy, best, drawn)
     logprob = raw.gather(1, token[:, None])[:, 0]
@@ -231,8 +232,19 @@ def _cut(scaled: Tensor, cutoff: Tensor | None) -> Tensor:
     return scaled if cutoff is None else scaled.masked_fill(scaled < cutoff[:, None], -math.inf)
 
 
-def _draw(scaled: Tensor, keys: Sequence[int]) -> Tensor:
+def _draw(scaled: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """The winner of each row's race, first id on ties; never one of probability zero."""
+    keys = [row.key for row in rows]
+    if not any(row.by_id for row in rows):
+        return _draw_by_blocks(scaled, keys)
+    by_id = (scaled.exp() / exponentials(keys, scaled.shape[1], scaled.device)).argmax(dim=-1)
+    if all(row.by_id for row in rows):
+        return by_id
+    chosen = _on_device([row.by_id for row in rows], torch.bool, scaled.device)
+    return torch.where(chosen, by_id, _draw_by_blocks(scaled, keys))
+
+
+def _draw_by_blocks(scaled: Tensor, keys: Sequence[int]) -> Tensor:
     num_rows, size = scaled.shape
     num_blocks = -(-size // _BLOCK)
     mass = torch.nn.functional.pad(scaled.exp(), (0, num_blocks * _BLOCK - size))
