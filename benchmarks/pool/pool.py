@@ -40,7 +40,7 @@ blends:
   replies: {method: mixture, span: response, members: {first: 0.5, second: 0.5}}
   means: {method: ensemble, rule: mean, members: {first: 0.5, second: 0.5}}
 serving: {default_blend: tokens}
-limits: {max_concurrent_generations: 65536}
+limits: {max_concurrent_generations: 65536, max_new_tokens: 65536}
 """
 ASKS = {
     ask.blend: ask

@@ -156,7 +156,7 @@ def as_markdown(run: Run) -> str:
                 [_wait_row(load) for load in run.loads],
             ),
             "",
-            *_sizing(run),
+            *(_sizing(run) if run.timing.step_s else ()),  # else there is no speed of a stream
         ]
     )
 
