@@ -21,8 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import machine_line
-from benchmarks.markdown import number, put_fragment, table
 from cluster.engine.engine import Engine
 from cluster.engine.loading import paged_runner
 from cluster.engine.memory import keep_freed_memory
@@ -30,6 +28,8 @@ from cluster.engine.reading import read_model
 from cluster.engine.runner import PagedRunner
 from cluster.engine.types import Prefill, Sample, SamplingParams, Verdict, Work
 from cluster.models.resolve import resolve
+from deployments.bench.machine import machine_line
+from deployments.bench.markdown import number, put_fragment, table
 
 MODELS = ("embedded:tiny-austen", "fetched:smollm2")
 SIZES = (1, 8, 16, 32)  # sequences in a step

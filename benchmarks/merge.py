@@ -22,9 +22,9 @@ from statistics import median
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.machine import machine_line
-from benchmarks.markdown import number, put_fragment, table
 from cluster.models.resolve import models_home, resolve
+from deployments.bench.machine import machine_line
+from deployments.bench.markdown import number, put_fragment, table
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear")
 _ON_CHANGES = ("task_arithmetic", "ties", "dare_linear")

@@ -15,13 +15,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.figures import Reply, percentile
-from benchmarks.machine import machine_line
-from benchmarks.markdown import put_fragment
-from benchmarks.streams import StreamClient
 from benchmarks.timeline import Panel, Points, write_timeline
-from benchmarks.workload import Ask, Job, fresh_jobs
 from cluster.spec import parse_spec
+from deployments.bench.figures import Reply, percentile
+from deployments.bench.machine import machine_line
+from deployments.bench.markdown import put_fragment
+from deployments.bench.streams import StreamClient
+from deployments.bench.workload import Ask, Job, fresh_jobs
 from deployments.local import LocalCluster, application_details
 from deployments.stages import MEMBER_PREFIX
 

@@ -8,6 +8,7 @@ finalizer (Steele, Lea, Flood 2014), applied once per value that is hashed.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -26,14 +27,17 @@ class Purpose(IntEnum):
 
 def key(seed: int, purpose: Purpose, position: int) -> int:
     """64 random bits, fixed by the three arguments (seed taken mod 2**64)."""
-    state = mix((seed + GOLDEN) & _MASK)
-    state = mix((state + purpose * GOLDEN) & _MASK)
-    return mix((state + (position + 1) * GOLDEN) & _MASK)
+    return mix((_origin(seed, purpose) + (position + 1) * GOLDEN) & _MASK)
 
 
 def uniform(seed: int, purpose: Purpose, position: int) -> float:
     """A number in the open interval (0, 1), fixed by the three arguments."""
     return to_uniform(key(seed, purpose, position))
+
+
+@lru_cache(maxsize=1024)  # of the replies under way: two of three mixes of every draw
+def _origin(seed: int, purpose: Purpose) -> int:
+    return mix((mix((seed + GOLDEN) & _MASK) + purpose * GOLDEN) & _MASK)
 
 
 def mix(bits: int) -> int:

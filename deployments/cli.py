@@ -12,6 +12,7 @@ import typer
 
 from cluster.cli.main import app
 from cluster.cli.options import JsonOption, MarksOption
+from deployments.bench.command import bench
 from deployments.kubernetes.command import render
 from deployments.simulation.command import simulate
 
@@ -26,6 +27,7 @@ PortOption = Annotated[
 
 app.add_typer(render, name="render")
 app.command()(simulate)
+app.command()(bench)
 
 
 @app.command()
@@ -220,3 +222,7 @@ def _fail(error: CuveeError, *, code: int, as_json: bool) -> NoReturn:
 def main() -> None:
     """The console script."""
     app(prog_name="cuvee")
+
+
+if __name__ == "__main__":
+    main()

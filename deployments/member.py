@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import ray
 
 from cluster.errors import InternalError
+from cluster.garbage import spare_what_stays
 from cluster.members.base import ReplicaState
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import MemberServer
@@ -29,14 +29,16 @@ class MemberDeployment:
     ) -> None:
         # Here, since it brings torch along: the driver and the router do without.
         from cluster.members.build import build_replica
+        from cluster.members.process import end_at_once
 
         parsed = MemberSpec.model_validate(spec)
-        self._replica = await build_replica(name, parsed, on_lost=_end_at_once)
+        self._replica = await build_replica(name, parsed, on_lost=end_at_once)
         self._server = MemberServer(self._replica)
         self._gauge = self._server.gauge()
         self._metrics = MemberMetrics(name, self._server.gauge())
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         await self._server.start(host, int(os.environ.get(PORT_VARIABLE, "0")))
+        spare_what_stays()
 
     async def lease(self) -> AsyncIterator[LeaseGrant]:
         """Hold this replica: the first item says where to speak to it; ends with the caller."""
@@ -70,12 +72,3 @@ class MemberDeployment:
             self._metrics.stop()
             await self._server.stop()
             self._replica.stop()
-
-
-def _end_at_once() -> None:
-    """Of a replica over several devices one has failed: a pass may hang now, for ever.
-
-    Routers see the exchange break and go on with another replica; Serve starts a new one.
-    """
-    logging.shutdown()
-    os._exit(1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from cluster.garbage import spare_what_stays
 from cluster.members.exchange import ExchangePool
 from cluster.router.core import Router
 from cluster.router.edge import Edge
@@ -47,6 +49,7 @@ class RouterDeployment:
         if self._edge is None:
             self._edge = Edge(Router(spec, members, rankers))
             await self._edge.start(spec.serving.host, spec.serving.port)
+            spare_what_stays()
             return
         if self._changing is not None:
             self._changing.cancel()
@@ -61,6 +64,7 @@ class RouterDeployment:
             "replica": serve.get_replica_context().replica_id.unique_id,
             "port": self._edge.port,
             "is_ready": router.knows_all_members,
+            "exchange": asdict(self._exchanges.counts),
             "revisions": {name: router.blend(name).revision for name in router.ready_blends},
             "spec": json.dumps(router.spec.to_mapping()),
         }

@@ -31,10 +31,10 @@ import yaml
 from benchmarks.chaos.harm import Harmer, deeds
 from benchmarks.chaos.load import Streams, all_asks, twins
 from benchmarks.chaos.verdict import Verdict, as_markdown
-from benchmarks.machine import machine_line
-from benchmarks.markdown import put_fragment
 from cluster.spec import ClusterSpec, parse_spec
 from cuvee.v1 import admin_pb2, admin_pb2_grpc
+from deployments.bench.machine import machine_line
+from deployments.bench.markdown import put_fragment
 from deployments.local import LocalCluster, application_details, set_environment
 from deployments.processes import descendants
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from benchmarks.markdown import table
+from deployments.bench.markdown import table
 
 
 @dataclass

@@ -19,9 +19,9 @@ from benchmarks.faults.faults import FAULTS, Fault
 from benchmarks.faults.report import as_markdown
 from benchmarks.faults.site import Site, running_site
 from benchmarks.faults.streams import Wait, struck, undisturbed
-from benchmarks.machine import machine_line
-from benchmarks.markdown import put_fragment
 from cluster.client import Client
+from deployments.bench.machine import machine_line
+from deployments.bench.markdown import put_fragment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

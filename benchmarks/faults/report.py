@@ -7,7 +7,7 @@ from statistics import median
 
 from benchmarks.faults.faults import FAULTS
 from benchmarks.faults.streams import NUM_TOKENS, Wait
-from benchmarks.markdown import table
+from deployments.bench.markdown import table
 
 _HEAD = ("fault", "runs", "noticed", "next token", "longest wait", "without the fault")
 

@@ -1,6 +1,6 @@
 """One router before a large simulated pool: what it carries, what it costs, who waits.
 
-python -m benchmarks.pool [--engine l4-3b] [--streams 16 64 256 1024] [--markdown docs/pool.md]
+python -m benchmarks.pool [--engine l4-3b] [--streams 16 64 256] [--markdown docs/pool.md]
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import machine_line
-from benchmarks.markdown import put_fragment
 from benchmarks.pool.device import TIMINGS
 from benchmarks.pool.load import jobs_of, run_phase
 from benchmarks.pool.pool import ASKS, Pool, running_pool
+from benchmarks.pool.processes import PROFILE, STOP_PROFILE
 from benchmarks.pool.relay import floor_cpu_s
 from benchmarks.pool.report import Load, Rest, Run, as_json, as_markdown
+from deployments.bench.machine import machine_line
+from deployments.bench.markdown import put_fragment
 
 _REST_S = 6.0
 _NUM_WARM_TOKENS = 4
@@ -60,9 +61,9 @@ def measure(options: argparse.Namespace, machine: str) -> Run:
                 loads.append(Load(ask.name, blend, num_streams, short, long, rest.cpu_s_per_s))
         if options.profile:
             _say("profiling")
-            pool.router.start_profile()
+            pool.router.ask(PROFILE)
             asyncio.run(run_phase(pool, ask, num_streams, 1, options.tokens, jobs))
-            options.profile.write_text(pool.router.stop_profile())
+            options.profile.write_text(str(pool.router.ask(STOP_PROFILE)))
     return Run(
         machine,
         timing,
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", choices=TIMINGS, default="l4-3b", help="what a pass takes as long as")
     add("--replicas", type=int, default=64)
     add("--hosts", type=int, default=1, help="processes that replicas live in")
-    add("--streams", type=int, nargs="+", default=[16, 64, 256, 1024])
+    add("--streams", type=int, nargs="+", default=[16, 64, 256])
     add("--tokens", type=int, default=64, help="per reply; short replies have an eighth")
     add("--generations", type=int, default=64, help="at least so many in each measurement")
     add("--blend", nargs="+", choices=ASKS, default=["replies", "spans", "tokens", "means"])

@@ -71,6 +71,7 @@ MODEL_3B = Shape("3B", 3.2e9, 2 * 2 * 28 * 8 * 128)
 MODEL_8B = Shape("8B", 8.0e9, 2 * 2 * 32 * 8 * 128)
 
 TIMINGS = {
+    "none": Timing("nothing at all", 0.0, 0.0, 0.0),
     "l4-3b": timing_of(L4, MODEL_3B),
     "h200-8b": timing_of(H200, MODEL_8B),
 }

@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.figures import Reply, firsts_ms, gaps_ms, percentile
 from benchmarks.pool.pool import Counts, Pool
-from benchmarks.streams import StreamClient
-from benchmarks.workload import Ask, Job
+from deployments.bench.figures import Reply, firsts_ms, gaps_ms, percentile
+from deployments.bench.streams import StreamClient
+from deployments.bench.workload import Ask, Job
 
 _NUM_CONNECTIONS = 8  # clients share them
 

@@ -11,9 +11,7 @@ from typing import TypeVar
 
 from benchmarks.pool.device import Timing
 from benchmarks.pool.engine import PassCounts
-from benchmarks.pool.leases import Place
 from benchmarks.pool.processes import (
-    Child,
     HostCounts,
     HostPlan,
     RouterCounts,
@@ -21,8 +19,10 @@ from benchmarks.pool.processes import (
     run_host,
     run_router,
 )
-from benchmarks.workload import Ask
 from cluster.members.exchange import ExchangeCounts
+from cluster.members.remote import Place
+from deployments.bench.children import Child
+from deployments.bench.workload import Ask
 
 T = TypeVar("T", ExchangeCounts, PassCounts)
 
@@ -40,7 +40,7 @@ blends:
   replies: {method: mixture, span: response, members: {first: 0.5, second: 0.5}}
   means: {method: ensemble, rule: mean, members: {first: 0.5, second: 0.5}}
 serving: {default_blend: tokens}
-limits: {max_concurrent_generations: 65536}
+limits: {max_concurrent_generations: 65536, max_new_tokens: 65536}
 """
 ASKS = {
     ask.blend: ask

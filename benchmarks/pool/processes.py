@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import cProfile
 import io
-import multiprocessing
 import os
 import pstats
 import resource
@@ -14,28 +13,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-import grpc
+from typing import Any
 
 from benchmarks.pool.device import Timing
 from benchmarks.pool.engine import PassCounts, SimulatedEngine, TokenLaw
-from benchmarks.pool.leases import Place, PoolMember, lease_handler
 from cluster.engine.types import Output
+from cluster.garbage import spare_what_stays
 from cluster.members.base import MemberInfo
-from cluster.members.exchange import ExchangeCounts, ExchangePool
+from cluster.members.exchange import ExchangeCounts
+from cluster.members.granting import LeaseServer
+from cluster.members.remote import Place
 from cluster.members.replica import Replica
 from cluster.members.server import MemberServer
 from cluster.models.resolve import resolve
-from cluster.router.core import Router
-from cluster.router.edge import Edge
+from cluster.router.process import running_router
 from cluster.spec import parse_spec
 from cluster.text.member import MemberText
+from deployments.bench.children import answer_until_closed
+from deployments.bench.systems import served_spec
 
 HOST = "127.0.0.1"
+PROFILE, STOP_PROFILE = "profile", "stop profile"  # questions besides the one for counts
+_MAX_LEASES = 1 << 16  # simulated caches have no end
 _NUM_PROFILE_LINES = 40
-A = TypeVar("A")
-P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,45 +77,6 @@ class RouterPlan:
     cores: frozenset[int]
 
 
-class Child(Generic[A]):
-    """A process that said something when it was ready and answers questions until it is stopped."""
-
-    def __init__(self, target: Callable[[P, Connection], None], plan: P) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=target, args=(plan, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def address(self) -> str:
-        """Where it listens, once it does; asked once."""
-        return str(self._pipe.recv())
-
-    def ask(self) -> A:
-        """What it did so far."""
-        self._pipe.send("counts")
-        counts: A = self._pipe.recv()
-        return counts
-
-    def start_profile(self) -> None:
-        """Profile its main thread from now on, which makes it slower."""
-        self._pipe.send("profile")
-        self._pipe.recv()
-
-    def stop_profile(self) -> str:
-        """The functions that took most time since, as a table."""
-        self._pipe.send("stop profile")
-        return str(self._pipe.recv())
-
-    def stop(self) -> None:
-        """End it."""
-        self._pipe.close()
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-
 def run_host(plan: HostPlan, pipe: Connection) -> None:
     """Serve simulated replicas from this process until the pipe closes; says its address first."""
     os.sched_setaffinity(0, plan.cores)
@@ -144,11 +105,10 @@ async def _host(plan: HostPlan, pipe: Connection) -> None:
         info = MemberInfo(name, plan.model, text.vocabulary.fingerprint, 1 << 20, False)
         servers.append(MemberServer(Replica(info, text, start)))
         await servers[-1].start(HOST)
-    granting = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    granting.add_generic_rpc_handlers((lease_handler(servers),))
-    port = granting.add_insecure_port(f"{HOST}:0")
-    await granting.start()
-    pipe.send(f"{HOST}:{port}")
+    granting = LeaseServer(servers, max_leases=_MAX_LEASES)
+    await granting.start(HOST)
+    spare_what_stays()
+    pipe.send(granting.address)
 
     def counts() -> HostCounts:
         total = PassCounts()
@@ -158,59 +118,43 @@ async def _host(plan: HostPlan, pipe: Connection) -> None:
         num_sequences = sum(server.replica.num_sequences for server in servers)
         return HostCounts(time.process_time(), total, num_leases, num_sequences)
 
-    await answer_until_closed(pipe, counts)
+    await answer_until_closed(pipe, _profiled(counts))
     for server in servers:
         server.replica.stop()
-    await asyncio.gather(granting.stop(None), *(server.stop() for server in servers))
+    await asyncio.gather(granting.stop(), *(server.stop() for server in servers))
 
 
 async def _route(plan: RouterPlan, pipe: Connection) -> None:
-    exchanges = ExchangePool()
-    members = {name: PoolMember(name, at, exchanges) for name, at in plan.places.items()}
-    router = Router(parse_spec(plan.spec_text), members)
-    edge = Edge(router)
-    await edge.start(HOST, 0)
-    await router.learn_members()
-    pipe.send(f"{HOST}:{edge.port}")
+    spec = served_spec(parse_spec(plan.spec_text))
+    async with running_router(spec, plan.places) as process:
+        await process.ready()
+        pipe.send(f"{HOST}:{process.edge.port}")
 
-    def counts() -> RouterCounts:
-        return RouterCounts(
-            cpu_s=time.process_time(),
-            resident_bytes=_resident_bytes(),
-            num_exchanges=exchanges.num_open,
-            exchange=exchanges.counts,
-        )
+        def counts() -> RouterCounts:
+            return RouterCounts(
+                cpu_s=time.process_time(),
+                resident_bytes=_resident_bytes(),
+                num_exchanges=process.exchanges.num_open,
+                exchange=process.exchanges.counts,
+            )
 
-    await answer_until_closed(pipe, counts)
-    await edge.stop(0)
-    await exchanges.close()
-    await asyncio.gather(*(member.close() for member in members.values()))
+        await answer_until_closed(pipe, _profiled(counts))
 
 
-async def answer_until_closed(pipe: Connection, counts: Callable[[], object]) -> None:
-    """Answer questions as they come, until the other end closes."""
+def _profiled(counts: Callable[[], object]) -> Callable[[str], object]:
+    """Answers questions for counts, and profiles the main thread between two others."""
     profile = cProfile.Profile()
-    closed = asyncio.Event()
 
-    def answer() -> None:
-        try:
-            question = pipe.recv()
-        except EOFError:
-            closed.set()
-            return
-        if question == "profile":
+    def answer(question: str) -> object:
+        if question == PROFILE:
             profile.enable()
-            pipe.send(None)
-        elif question == "stop profile":
+            return None
+        if question == STOP_PROFILE:
             profile.disable()
-            pipe.send(_top_of(profile))
-        else:
-            pipe.send(counts())
+            return _top_of(profile)
+        return counts()
 
-    loop = asyncio.get_running_loop()
-    loop.add_reader(pipe.fileno(), answer)
-    await closed.wait()
-    loop.remove_reader(pipe.fileno())
+    return answer
 
 
 def _top_of(profile: cProfile.Profile) -> str:

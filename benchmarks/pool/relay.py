@@ -16,7 +16,8 @@ from typing import Any
 
 import grpc
 
-from benchmarks.pool.processes import HOST, Child, answer_until_closed
+from benchmarks.pool.processes import HOST
+from deployments.bench.children import Child, answer_until_closed
 
 _SERVICE = "cuvee.benchmarks.Relay"
 _MESSAGE = bytes(64)  # about what a token has on the wire
@@ -76,7 +77,7 @@ async def _serve(plan: RelayPlan, pipe: Connection) -> None:
         port = server.add_insecure_port(f"{HOST}:0")
         await server.start()
         pipe.send(f"{HOST}:{port}")
-        await answer_until_closed(pipe, time.process_time)
+        await answer_until_closed(pipe, lambda question: time.process_time())
         await server.stop(None)
 
 

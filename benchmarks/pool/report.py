@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from benchmarks.markdown import number, table
 from benchmarks.pool.device import Timing
 from benchmarks.pool.load import Phase, Quantiles
 from benchmarks.pool.sizing import Costs, Demand, Needs, needs
+from deployments.bench.markdown import number, table
 
 _TARGET = 0.6  # utilisation of a router's core at which a load is called carried
 
@@ -90,7 +90,7 @@ class Run:
 
     def _per_exchange(self, value: Callable[[Rest], float]) -> float:
         num_more = self.rest.num_exchanges - self.first_rest.num_exchanges
-        return max(0.0, (value(self.rest) - value(self.first_rest)) / num_more)
+        return max(0.0, (value(self.rest) - value(self.first_rest)) / max(1, num_more))
 
 
 def as_json(run: Run) -> str:
@@ -156,7 +156,7 @@ def as_markdown(run: Run) -> str:
                 [_wait_row(load) for load in run.loads],
             ),
             "",
-            *_sizing(run),
+            *(_sizing(run) if run.timing.step_s else ()),  # else there is no speed of a stream
         ]
     )
 

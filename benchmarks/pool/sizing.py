@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.members.server import PING_INTERVAL_S
+from cluster.members.silence import PING_INTERVAL_S
 
 
 @dataclass(frozen=True, slots=True)

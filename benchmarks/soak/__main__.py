@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.machine import machine_line
-from benchmarks.markdown import put_fragment
 from benchmarks.soak.load import SPEC, run_load
 from benchmarks.soak.report import Soak, as_markdown, panels_of
 from benchmarks.soak.samples import cluster_processes, held_by
@@ -23,6 +21,8 @@ from benchmarks.timeline import write_timeline
 from cluster.cli.call import Server
 from cluster.spec import parse_spec
 from cuvee.v1 import admin_pb2
+from deployments.bench.machine import machine_line
+from deployments.bench.markdown import put_fragment
 from deployments.local import LocalCluster
 
 _SAMPLE_S = 3.0

@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from benchmarks.workload import Job, fresh_jobs
 from cluster.client import AsyncClient
 from cluster.client.replies import Reply
+from deployments.bench.workload import Job, fresh_jobs
 
 SPEC = """
 version: 1

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from cluster.cli.examine import BlendReport, MemberReport, Report
-from cluster.cli.output import human_bytes
+from cluster.cli.output import human_bytes, human_count
 from cluster.models.reference import ModelKind
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -65,11 +65,27 @@ def _about_member(member: MemberReport) -> Iterator[str]:
             )
 
 
+def _about_drafts(blend: BlendReport, report: Report, where: str) -> Iterator[str]:
+    """A drafter that costs as much as those it drafts for saves nothing."""
+    if blend.spec.speculation is None:
+        return
+    sizes = {name: report.members[name].facts.sizes.num_parameters for name in blend.spec.members}
+    drafter = blend.spec.speculation.draft
+    largest = max(size for name, size in sizes.items() if name != drafter)
+    if sizes[drafter] > largest / 2:
+        yield (
+            f"{where}.speculate.draft: {drafter} has {human_count(sizes[drafter])} parameters, "
+            f"the largest other {human_count(largest)}; drafts pay where it is much smaller"
+        )
+
+
 def _about_blend(blend: BlendReport, report: Report) -> Iterator[str]:
     where = f"blends.{blend.name}"
     for name, weight in blend.spec.members.items():
-        if weight == 0:
+        drafts = blend.spec.speculation is not None and blend.spec.speculation.draft == name
+        if weight == 0 and not drafts:
             yield f"{where}.members.{name}: weight 0, so it never speaks; remove it"
+    yield from _about_drafts(blend, report, where)
     if blend.spec.by_bytes or len(blend.vocabularies) == 1:
         return
     if blend.span == "token" or isinstance(blend.span, int):

@@ -31,6 +31,7 @@ from cluster.spec import (
     MixtureSpec,
     ProposingSpec,
     RouteSpec,
+    SpeculateSpec,
     load_spec,
 )
 
@@ -211,6 +212,8 @@ def _print_blend(console: Console, blend: BlendReport, *, is_default: bool) -> N
         numbers = ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items())
         print_line(console, f"  {numbers}")
     print_line(console, f"  {_exchange_words(blend)}")
+    if spec.speculation is not None:
+        print_line(console, f"  {_draft_words(spec.speculation)}")
     chosen = spec.sampling.model_dump(exclude_unset=True)
     if chosen:
         words = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
@@ -242,6 +245,12 @@ def _exchange_words(blend: BlendReport) -> str:
     groups = "; ".join(", ".join(names) for names in blend.vocabularies.values())
     told = "each byte is drawn by all" if blend.spec.by_bytes else "bytes are exchanged"
     return f"{len(blend.vocabularies)} vocabularies ({groups}): {told}"
+
+
+def _draft_words(speculation: SpeculateSpec) -> str:
+    most = f"{speculation.max_tokens} token{'' if speculation.max_tokens == 1 else 's'}"
+    how = f"always {most}" if speculation.always else f"up to {most}, as far as it pays"
+    return f"{speculation.draft} drafts ahead for the others: {how}; the text is the same"
 
 
 def _as_mapping(report: Report, warnings: list[str]) -> dict[str, Any]:
@@ -292,6 +301,7 @@ def _blend_mapping(blend: BlendReport) -> dict[str, Any]:
         "weights": dict(blend.spec.weights),
         "roles": dict(blend.spec.roles),
         "parameters": blend.spec.parameters,
+        "speculate": blend.spec.speculation and blend.spec.speculation.model_dump(mode="json"),
         "one_vocabulary": len(blend.vocabularies) == 1,
         "sampling": blend.spec.sampling.model_dump(mode="json"),
         "description": blend.spec.description,

@@ -17,6 +17,7 @@ from cluster.cli.generate import generate
 from cluster.cli.keys import keys
 from cluster.cli.options import JsonOption
 from cluster.cli.perplexity import perplexity
+from cluster.cli.processes import member, router
 from cluster.cli.status import status
 
 app = typer.Typer(
@@ -80,6 +81,8 @@ def _root(
 
 for command in (generate, chat, explain, blends, status):
     app.command()(shows_credentials(command))
+for process in (member, router):
+    app.command()(process)
 
 
 @app.command()

@@ -103,6 +103,12 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
     return ("█" * whole + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
+def _draft_words(member: pb.MemberUsage) -> str:
+    if not member.drafted_tokens:
+        return ""
+    return f"{member.accepted_tokens} of {member.drafted_tokens} drafted stood"
+
+
 def print_legend(console: Console, voices: Voices, usage: pb.Usage) -> None:
     """Who drew how much of a reply, and what that took."""
     members = list(usage.members)
@@ -112,6 +118,7 @@ def print_legend(console: Console, voices: Voices, usage: pb.Usage) -> None:
             f"{member.drawn_tokens} drawn",
             f"{member.processed_tokens} processed",
             f"{member.forward_passes} passes",
+            _draft_words(member),
         )
         for member in members
     ]

@@ -59,6 +59,8 @@ class MemberUsage:
     forward_passes: int
     steps: int
     leases: int
+    drafted_tokens: int = 0  # for others to decide on
+    accepted_tokens: int = 0  # of these, how many stood
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ def _usage(message: pb.Usage) -> Usage:
             forward_passes=usage.forward_passes,
             steps=usage.steps,
             leases=usage.leases,
+            drafted_tokens=usage.drafted_tokens,
+            accepted_tokens=usage.accepted_tokens,
         )
         for usage in message.members
     )

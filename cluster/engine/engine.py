@@ -171,7 +171,8 @@ class Engine:
         ids[work.start :] = tokens
         self._num_begun += 1
         job = self._jobs[sequence] = Job(sequence, work.want, ids, self._num_begun)
-        is_known = row is not None and not (has_news or job.num_scored or job.num_ranked > 1)
+        asks_before = job.num_scored or job.num_ranked > 1 or job.num_open
+        is_known = row is not None and not (has_news or asks_before)
         if is_known and len(ids) < self._runner.max_context:
             assert row is not None
             match work.want:
@@ -213,21 +214,30 @@ class Engine:
                 outputs.append(self._end(job, WorkEnd.DONE, job.targets))
         return outputs
 
-    def _take(self, job: Job, token: TokenOutput) -> Output:
-        """A token was drawn: its judge decides."""
-        self.counts.tokens_sampled += 1
-        if token.token == NO_TOKEN:
-            return self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")
-        try:
-            kept, end = job.draw(token, self._runner.max_context)
-        except Exception as error:
-            return self._fail(job, error)
-        return job.output(kept, None) if end is None else self._end(job, end, kept)
+    def _take(self, job: Job, drawn: list[tuple[int, TokenOutput]]) -> Output:
+        """Tokens were drawn, more than one where some were drafted: their judge decides."""
+        kept: list[TokenOutput] = []
+        for at, token in drawn:
+            self.counts.tokens_sampled += 1
+            if token.token == NO_TOKEN:
+                return self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")
+            has_draft = job.num_open > 0
+            try:
+                more, end = job.draw(at, token, self._runner.max_context)
+            except Exception as error:
+                return self._fail(job, error)
+            kept += more
+            if end is not None:
+                if has_draft:  # what was fed of it behind this token is not the sequence's
+                    num_true = min(len(job.ids) - len(more), self._pool.num_cached(job.sequence))
+                    self._pool.truncate(job.sequence, num_true)
+                return self._end(job, end, kept)
+        return job.output(kept, None)
 
     def _draw(self, job: Job, row: Tensor) -> Output:
         """Draw from a row that was kept: no pass is needed for it."""
         try:
-            return self._take(job, draw_from(row, job))
+            return self._take(job, [(job.num_drawn, draw_from(row, job))])
         except Exception as error:
             return self._fail(job, error)
 
@@ -240,12 +250,11 @@ class Engine:
             error = "this model's hidden states cannot be read: it keeps a cache of its own"
             return [self._end(job, WorkEnd.FAILED, error=error)]
         try:
-            allowed = job.allowed() if is_over else None
+            wants, masks = job.ranks(len(rows))
         except Exception as error:
             return [self._fail(job, error)]
-        masks = [*[None] * (len(rows) - 1), allowed]  # who asks of several positions has no format
         outputs = []
-        for place, distribution in enumerate(rank(rows, [job.want] * len(rows), masks)):
+        for place, distribution in enumerate(rank(rows, wants, masks)):
             if distribution is None:
                 return [self._end(job, WorkEnd.FAILED, error="the model's logits are not finite")]
             outputs.append(job.output([], None))

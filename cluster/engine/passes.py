@@ -12,7 +12,7 @@ from cluster.engine.base import Runner
 from cluster.engine.job import Job
 from cluster.engine.sampler import SampleRow, sample, score
 from cluster.engine.schedule import Plan
-from cluster.engine.types import Rank, Sample, SamplingParams, Score, TokenOutput
+from cluster.engine.types import Rank, SamplingParams, Score, TokenOutput
 
 _OWN = SamplingParams()  # the model's own law
 
@@ -21,7 +21,7 @@ _OWN = SamplingParams()  # the model's own law
 class Found:
     """What a pass gave, by the chunk's place in the plan."""
 
-    drawn: dict[int, TokenOutput] = field(default_factory=dict)
+    drawn: dict[int, list[tuple[int, TokenOutput]]] = field(default_factory=dict)  # by offset
     scored: dict[int, list[TokenOutput]] = field(default_factory=dict)  # by the model's own law
     targets: dict[int, list[TokenOutput]] = field(default_factory=dict)  # by a Score's
     rows: dict[int, Tensor] = field(default_factory=dict)  # logits [n, V] of chunks that rank
@@ -44,13 +44,13 @@ def run_pass(runner: Runner, plan: Plan, jobs: Sequence[Job], vocab_size: int) -
     parts = logits.split_with_sizes([chunk.num_logits for chunk in plan.chunks])
     found = Found()
     asked = [i for i, chunk in enumerate(plan.chunks) if chunk.num_logits]
-    is_over = [c.start + len(c.ids) == jobs[i].end for i, c in enumerate(plan.chunks)]
-    drawing = [i for i in asked if isinstance(jobs[i].want, Sample) and is_over[i]]
-    how = _sample_rows({i: jobs[i] for i in drawing}, found)
+    how = _sample_rows({i: jobs[i] for i in asked}, plan, found)
     if how:
         is_all = len(how) == logits.shape[0]
-        rows = logits if is_all else torch.cat([parts[i][-1:] for i in how])
-        found.drawn = dict(zip(how, sample(rows, list(how.values())), strict=True))
+        rows = logits if is_all else torch.cat([parts[i][row : row + 1] for i, row, _, _ in how])
+        tokens = sample(rows, [sample_row for *_, sample_row in how])
+        for (i, _, at, _), token in zip(how, tokens, strict=True):
+            found.drawn.setdefault(i, []).append((at, token))
     _score({i: parts[i] for i in asked}, plan, jobs, found)
     for i in asked:
         num_after = len(jobs[i].ids) - plan.chunks[i].start - len(plan.chunks[i].ids)
@@ -67,21 +67,28 @@ def _wants_state(job: Job) -> bool:
     return isinstance(job.want, Rank) and job.want.with_state
 
 
-def _sample_rows(jobs: dict[int, Job], found: Found) -> dict[int, SampleRow]:
-    """How to draw for each job; one whose mask cannot be made fails alone."""
-    rows = {}
+def _sample_rows(
+    jobs: dict[int, Job], plan: Plan, found: Found
+) -> list[tuple[int, int, int, SampleRow]]:
+    """By chunk, row in its logits and offset in the run: how to draw there.
+
+    A job whose mask cannot be made fails alone.
+    """
+    rows = []
     for i, job in jobs.items():
         try:
-            rows[i] = job.sample_row()
+            of_job = [(i, row, at, job.sample_row(at)) for row, at in job.draws_in(plan.chunks[i])]
         except Exception as error:
             found.failed[i] = error
+        else:
+            rows += of_job
     return rows
 
 
 @torch.inference_mode()
 def draw_from(row: Tensor, job: Job) -> TokenOutput:
     """The next token of a job whose logits [V] an earlier pass gave."""
-    return sample(row[None], [job.sample_row()])[0]
+    return sample(row[None], [job.sample_row(job.num_drawn)])[0]
 
 
 def _score(parts: Mapping[int, Tensor], plan: Plan, jobs: Sequence[Job], found: Found) -> None:

@@ -41,6 +41,7 @@ class SampleRow:
     allowed: bytes | None = None  # one bit per id, lowest first: all others are masked likewise
     num_top: int = 0  # how many of the model's best candidates to report
     doubt: Doubt | None = None  # when to report that the model is not sure
+    by_id: bool = False  # one race of all ids, not one of blocks and one inside: the same law
 
 
 def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[TokenOutput]:
@@ -98,7 +99,7 @@ def _sample(
     token, norm, short = best, None, None
     if any(p.temperature > 0 for p in params):
         cutoff, short = cutoffs(scaled, params, num_candidates)
-        token, total = _draw(cut(scaled, cutoff), [row.key for row in rows])
+        token, total = _draw(cut(scaled, cutoff), rows)
         if greedy := greedy_rows(params):
             index = on_device(greedy, torch.int64, logits.device)
             token.index_copy_(0, index, best.index_select(0, index))
@@ -168,20 +169,32 @@ def _in_doubt(logprobs: Tensor, doubts: Sequence[Doubt | None]) -> Tensor:
     return torch.where(by_entropy, entropy > threshold, confidence < threshold)
 
 
-def _draw(scaled: Tensor, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _draw(scaled: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor, Tensor]:
     """The winner of each row's race, first id on ties, never one of probability zero; and the
     sum of the row's masses, exp(scaled). Writes into `scaled`.
     """
-    num_rows, size = scaled.shape
+    mass, keys = scaled.exp_(), [row.key for row in rows]
+    by_id = [i for i, row in enumerate(rows) if row.by_id]
+    if not by_id:
+        return _race_by_blocks(mass, keys)
+    noise = exponentials([keys[i] for i in by_id], mass.shape[1], mass.device)
+    winners = (select(mass, by_id) / noise).argmax(dim=-1)
+    if len(by_id) == len(rows):
+        return winners, mass.sum(dim=-1)
+    token, total = _race_by_blocks(mass, keys)
+    return token.index_copy_(0, on_device(by_id, torch.int64, mass.device), winners), total
+
+
+def _race_by_blocks(mass: Tensor, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
+    num_rows, size = mass.shape
     num_blocks = -(-size // _BLOCK)
-    mass = scaled.exp_()
     if size % _BLOCK:
         mass = torch.nn.functional.pad(mass, (0, num_blocks * _BLOCK - size))
     blocks = mass.view(num_rows, num_blocks, _BLOCK)
     sums = blocks.sum(dim=-1)
-    noise = exponentials(keys, num_blocks + _BLOCK, scaled.device)
+    noise = exponentials(keys, num_blocks + _BLOCK, mass.device)
     block = (sums / noise[:, :num_blocks]).argmax(dim=-1)
-    inside = blocks[torch.arange(num_rows, device=scaled.device), block]
+    inside = blocks[torch.arange(num_rows, device=mass.device), block]
     token = block * _BLOCK + (inside / noise[:, num_blocks:]).argmax(dim=-1)
     return token, sums.sum(dim=-1)
 

@@ -60,6 +60,11 @@ class Sample:
     The token drawn as the i-th of this run (from 0) uses the random bits of
     (seed, purpose, first_position + i); the first one uses `first_purpose`. After a `Rank` without
     news in between, the first one takes no pass.
+
+    The work's last `num_drafted` tokens may be a draft of the run's first ones. The model then
+    draws at the offsets `checked`, all from one pass, and takes the others as they are. The first
+    draw that is not the drafted token stands, what was drafted after it is dropped, and the work
+    ends. If all agree, the run goes on behind the draft. Only what the model drew is reported.
     """
 
     params: SamplingParams
@@ -73,6 +78,9 @@ class Sample:
     num_top: int = 0  # how many top candidates to report per token
     num_scored: int = 0  # report the model's own log-probabilities of this many last tokens
     doubt: Doubt | None = None
+    num_drafted: int = 0
+    checked: tuple[int, ...] = ()  # ascending, below num_drafted
+    by_id: bool = False  # race among all ids, as `blending.warping.draw` does, not among blocks
 
 
 @dataclass(slots=True)
@@ -91,7 +99,8 @@ class Rank:
     params: SamplingParams | None  # None: the model's own, before temperature and truncation
     num_top: int = 0  # how many likeliest ids to tell; 0: all
     ids: Sequence[int] = ()  # tell these too
-    banned: tuple[int, ...] = ()  # ids that have no part in it
+    banned: tuple[int, ...] = ()  # ids that have no part in it ...
+    num_banned: int | None = None  # ... in the first so many positions; None: in all
     with_state: bool = False  # tell the hidden state, too, that the distribution is made from
     allowed: Allowed | None = None  # only these have
     num_scored: int = 0  # as in `Sample`

@@ -88,6 +88,10 @@ class Doubt:
 class Draw:
     """Draw a run of tokens.
 
+    Of a draft, what is `checked` is drawn, all from one pass, and told up to and including the
+    first token that is not the drafted one: there the run ends. If there is none, it goes on
+    behind the draft. The last draft token counts among `max_tokens` like all others.
+
     At a border the run goes on while the position's speaker draw lies in `share`, the half-open
     interval of the member's cumulative weight: so a replica knows by itself whether it keeps the
     word, and a run of one member is one step.
@@ -102,6 +106,9 @@ class Draw:
     whole_characters: bool = False  # go on past max_tokens until the last character is whole
     score_news: bool = False  # report the log-probabilities of the step's token ids
     doubt: Doubt | None = None
+    num_drafted: int = 0  # of the step's token ids, the last ones are a draft of this run's first
+    checked: tuple[int, ...] = ()  # where in the draft this member has to draw: offsets, ascending
+    by_id: bool = False  # race among all ids, as the router does for a distribution of its own
 
     @property
     def looks_back(self) -> bool:
@@ -129,7 +136,7 @@ class Rank:
     ids: Sequence[int] = ()  # tell these too
     is_warped: bool = False  # under the sequence's sampling; else the model's own
     with_state: bool = False  # tell the hidden state that it is made from, too
-    num_positions: int = 1  # tell of the last given tokens too, in one event each; none is banned
+    num_positions: int = 1  # tell of the last given tokens too, in one event each
     score_news: bool = False  # report the model's own log-probabilities of the step's token ids
 
 

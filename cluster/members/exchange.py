@@ -16,11 +16,8 @@ from cluster.members import news, packed, wire
 from cluster.members.base import Emit, Event, Failed, Opened, SequenceStart, Step, Tokens
 from cluster.members.guard import LEASE_ID_KEY, LEASE_SECRET_KEY
 from cluster.members.leases import LeaseGrant
-from cluster.members.server import (
-    MAX_MESSAGE_BYTES,
-    PING_INTERVAL_S,
-    SILENCE_LIMIT_S,
-)
+from cluster.members.server import MAX_MESSAGE_BYTES, write_pause_s
+from cluster.members.silence import SILENCE_LIMIT_S, Hearing
 from cuvee.v1 import member_pb2 as pb
 from cuvee.v1 import member_pb2_grpc
 
@@ -65,7 +62,7 @@ class Exchange:
         self._emits: dict[int, Emit] = {}
         self._waiting = pb.ExchangeRequest()
         self._is_waiting = asyncio.Event()
-        self._last_heard_s = asyncio.get_running_loop().time()
+        self._hearing = Hearing()
         self._running = asyncio.create_task(self._run())
 
     @property
@@ -152,12 +149,13 @@ class Exchange:
                 self.counts.bytes_sent += request.ByteSize()
                 self.counts.steps_sent += len(request.steps)
             await self._call.write(request)
+            if pause_s := write_pause_s(len(self._emits)):
+                await asyncio.sleep(pause_s)
 
     async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
         while (response := await self._call.read()) is not grpc.aio.EOF:
             assert isinstance(response, pb.ExchangeResponse)
-            self._last_heard_s = loop.time()
+            self._hearing.hear()
             if response.opened or response.events or response.failed:
                 self.counts.messages_received += 1
                 self.counts.bytes_received += response.ByteSize()
@@ -169,9 +167,7 @@ class Exchange:
                 self._emit(failed.sequence, news.failed_from_proto(failed))
 
     async def _ping(self) -> None:
-        loop = asyncio.get_running_loop()
-        while (left_s := self._last_heard_s + SILENCE_LIMIT_S - loop.time()) > 0:
-            await asyncio.sleep(min(PING_INTERVAL_S, left_s))
+        while await self._hearing.listen():
             self.counts.pings_sent += 1
             self._waiting.ping = self.counts.pings_sent
             self._is_waiting.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
@@ -49,10 +50,12 @@ class Seat:
     def __init__(self, lease: Lease) -> None:
         self.usage = SeatUsage()
         self.prompt_digest = 0  # of a prompt that is scored
+        self.step_s = 0.0  # from the last step's sending until its end was heard
         self.known = 0  # how much of the reply the replica has: tokens, or bytes for Form.TEXT
         self._lease = lease
         self._news: asyncio.Queue[Event] = asyncio.Queue()
         self._last: Event | None = None  # that came
+        self._sent_s = 0.0
         self._channel: Channel | None = None
 
     @property
@@ -80,6 +83,7 @@ class Seat:
         Leaving the iteration early cancels the step; the seat can then only be closed.
         """
         assert self._channel is not None, "run before open"
+        self._sent_s = time.monotonic()
         self._channel.step(step)
         self.usage.steps += 1
         is_over = False
@@ -104,6 +108,8 @@ class Seat:
 
     def _hear(self, event: Event) -> None:
         """Tokens that come before the last ones were taken join them: who is late catches up."""
+        if isinstance(event, StepEvent) and event.end is not None:
+            self.step_s = time.monotonic() - self._sent_s
         if not self._news.empty() and _joins(self._last, event):
             return
         self._last = event

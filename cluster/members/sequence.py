@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from cluster.engine import types as engine
 from cluster.engine.types import Allowed, Output, Sample, Score, TokenOutput, WorkEnd
-from cluster.errors import InternalError, InvalidRequest
+from cluster.errors import InvalidRequest
 from cluster.members.base import (
     Draw,
     Emit,
@@ -43,6 +43,7 @@ class TokenSequence(ReplicaSequence):
         self._reply = Reply(start.form, text)
         self._guide: Guide | None = None
         self._judge: RunJudge | None = None
+        self._places: Iterator[int] = iter(())  # in the reply, of what is drawn within a draft
 
     def _prepare(self) -> list[int]:
         ids = super()._prepare()
@@ -53,6 +54,7 @@ class TokenSequence(ReplicaSequence):
     def _begin_step(self, step: Step) -> None:
         self._check_ids(step.token_ids)
         keep, ids = self._reply.apply(step), self._reply.ids
+        self._places = iter(())
         want: Sample | Score | engine.Rank
         if isinstance(step.want, Draw):
             want = self._sample(step.want)
@@ -78,6 +80,9 @@ class TokenSequence(ReplicaSequence):
             before=self._reply.tail() if draw.looks_back else b"",
         )
         self._judge = judge
+        if draw.num_drafted:
+            begin = len(self._reply.ids) - draw.num_drafted
+            self._places = iter([begin + at for at in draw.checked])
         return Sample(
             params=self._start.sampling,
             seed=self._start.seed,
@@ -88,6 +93,9 @@ class TokenSequence(ReplicaSequence):
             banned_before=self._start.end_allowed_from,
             allowed=self._allowed(),
             num_top=self._start.num_top,
+            num_drafted=draw.num_drafted,
+            checked=draw.checked,
+            by_id=draw.by_id,
             doubt=None
             if doubt is None
             else engine.Doubt(doubt.measure, doubt.threshold, judge.hands_over),
@@ -95,14 +103,13 @@ class TokenSequence(ReplicaSequence):
 
     def _rank(self, rank: Rank) -> engine.Rank:
         first = rank.position - rank.num_positions + 1
-        is_early = rank.position < self._start.end_allowed_from
-        if rank.num_positions > 1 and first < self._start.end_allowed_from:
-            raise InternalError("RANK_BANNED", "of several positions, all may end the turn")
+        num_early = min(rank.num_positions, max(0, self._start.end_allowed_from - first))
         return engine.Rank(
             params=self._start.sampling if rank.is_warped else None,
             num_top=rank.num_top,
             ids=rank.ids,
-            banned=self._text.end_ids if is_early else (),
+            banned=self._text.end_ids if num_early else (),
+            num_banned=num_early,
             with_state=rank.with_state,
             allowed=self._allowed(),
             num_positions=rank.num_positions,
@@ -146,7 +153,7 @@ class TokenSequence(ReplicaSequence):
             output.state,
         )
         if self._judge is not None:
-            self._reply.add(token.token for token in output.tokens)
+            self._take(token.token for token in output.tokens)
         if output.end is not None:
             event.end = self._run_end(output.end)
             self._judge = None
@@ -157,10 +164,17 @@ class TokenSequence(ReplicaSequence):
             return RunEnd.CANCELLED
         if end is WorkEnd.CONTEXT_FULL:
             return RunEnd.CONTEXT_FULL
-        if self._judge is None:
+        if self._judge is None or self._judge.end is None:  # scored, ranked, or a draft is refuted
             return RunEnd.COMPLETE
-        assert self._judge.end is not None, "the engine stopped a run that its judge did not"
         return self._judge.end
+
+    def _take(self, ids: Iterable[int]) -> None:
+        """Add what was drawn; in a draft, it may be there already, or stand where another was."""
+        for token in ids:
+            place = next(self._places, len(self._reply.ids))
+            if self._reply.ids[place : place + 1] != [token]:
+                del self._reply.ids[place:]
+                self._reply.add([token])
 
     def _token(self, token: TokenOutput) -> StepToken:
         spelled = self._text.token_bytes

@@ -174,6 +174,9 @@ def step_to_proto(step: Step, sequence: int) -> pb.Step:
     message.draw.retake = want.retake
     message.draw.whole_characters = want.whole_characters
     message.draw.score_news = want.score_news
+    message.draw.num_drafted = want.num_drafted
+    message.draw.checked.extend(want.checked)
+    message.draw.by_id = want.by_id
     if want.doubt is not None:
         message.draw.doubt.CopyFrom(
             pb.Doubt(
@@ -219,6 +222,9 @@ def step_from_proto(message: pb.Step) -> Step:
             whole_characters=draw.whole_characters,
             score_news=draw.score_news,
             doubt=_doubt_from_proto(draw.doubt) if draw.HasField("doubt") else None,
+            num_drafted=draw.num_drafted,
+            checked=tuple(draw.checked),
+            by_id=draw.by_id,
         )
     return Step(message.base, want, message.text, tuple(message.token_ids))
 

@@ -48,12 +48,16 @@ class MemberUsage:
     member: str
     drawn_tokens: int = 0
     leases: int = 0
+    drafted_tokens: int = 0  # for others to decide on
+    accepted_tokens: int = 0  # of these, how many stood
     seat: SeatUsage = field(default_factory=SeatUsage)
 
     def __iadd__(self, other: MemberUsage) -> MemberUsage:
         """Add what another reply cost it."""
         self.drawn_tokens += other.drawn_tokens
         self.leases += other.leases
+        self.drafted_tokens += other.drafted_tokens
+        self.accepted_tokens += other.accepted_tokens
         self.seat += other.seat
         return self
 

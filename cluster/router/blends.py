@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster.blending.base import Span
+from cluster.blending.speculation import Drafting
 from cluster.engine.types import SamplingParams
 from cluster.errors import InvalidRequest
 from cluster.gates.file import GateFile
@@ -30,6 +31,7 @@ class ServedBlend:
     infos: Mapping[str, MemberInfo]
     tokens: Mapping[str, Tokens] = field(default_factory=dict)  # where the rule needs them
     gate: GateFile | None = None  # where one was learned
+    drafting: Drafting = field(default_factory=Drafting, compare=False)  # measured as replies go
 
     @property
     def form(self) -> Form:

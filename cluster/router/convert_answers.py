@@ -220,4 +220,6 @@ def _usage_to_proto(usage: MemberUsage) -> pb.MemberUsage:
         forward_passes=usage.seat.forward_passes,
         steps=usage.seat.steps,
         leases=usage.leases,
+        drafted_tokens=usage.drafted_tokens,
+        accepted_tokens=usage.accepted_tokens,
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 
 from cluster.blending.adaptive import AdaptiveMixture
 from cluster.blending.base import Learner, Method, Run, Together
@@ -27,8 +27,9 @@ from cluster.router.resuming import (
 )
 from cluster.router.seating import ask_gate, sit_down
 from cluster.router.seats import Seats
+from cluster.router.speculating import TOGETHER, Block, Speculator
 from cluster.router.steps import Speech, step_for
-from cluster.router.together import LawSoFar, combined_next, drawn_token
+from cluster.router.together import LawSoFar, combined_next, drawn_together
 from cluster.router.transcript import Transcript
 
 _FINISHES = {
@@ -40,10 +41,19 @@ _FINISHES = {
 class Generation:
     """A reply under way. `updates` is its whole life; leaving it early frees everything."""
 
-    def __init__(self, plan: Plan, members: Mapping[str, Member], lease_timeout_s: float) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        members: Mapping[str, Member],
+        lease_timeout_s: float,
+        ticks_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._plan = plan
         self._transcript = Transcript(plan.members, plan.form, plan.stop)
         self._seats = Seats(plan, members, lease_timeout_s)
+        self._ticks_s = ticks_s
+        drafting = plan.blend.drafting
+        self._speculator = Speculator(drafting, self._seats, self._transcript, ticks_s)
         self._finish: FinishReason | None = None
         self._is_behind = bool(plan.received)  # of what the caller has
         self._losses = deque(plan.losses)
@@ -82,7 +92,7 @@ class Generation:
                             await self._stand()
                             self._end_if_due()
                             continue
-                        async with aclosing(self._turn()) as turn:
+                        async with aclosing(await self._turn()) as turn:
                             async for update in turn:
                                 if transcript.stop_string:
                                     last = update  # shown with the outcome: nobody can ask for more
@@ -152,7 +162,7 @@ class Generation:
         left = without(self._plan.method, self._plan.members.index(gone.member))
         if left is None:
             raise gone
-        self._plan = replace(self._plan, method=left)
+        self._plan = self._plan.left_with(left, self._plan.members.index(gone.member))
         self._dropped = False
         position = len(self._plan.received) if self._is_behind else self._transcript.position
         notice = Notice(NoticeKind.MEMBER_GONE, gone.member, position, gone.message)
@@ -168,31 +178,53 @@ class Generation:
         """
         self._plan = without_lost(self._plan, self._losses, self._transcript.position)
         method, position = self._plan.method, self._transcript.position
+        if self._speech is None and (num_ahead := self._speculator.next_length(self._plan)):
+            block = await self._speculator.take_turn(self._plan, num_ahead)
+            if block is not None:
+                return _only(self._take(block))
         if isinstance(method, Together):
-            yield await self._draw_together(method)
-            return
+            return _only(await self._draw_together(method))
         speech, self._speech = self._speech, None
         if speech is None:
             if isinstance(method, Routed) and not method.is_decided(position):
                 fits = await ask_gate(method, self._seats, self._transcript)
                 if not fits:
                     self._finish = FinishReason.CONTEXT_FULL
-                    return
+                    return _only(Update())
             speech = self._next_speech(method)
-        async with aclosing(self._speak(speech)) as updates:
-            async for update in updates:
-                yield update
+        return self._speak(speech)
 
     def _next_speech(self, method: Method) -> Speech:
         position = self._transcript.position
-        run = method.next_run(position, self._plan.max_tokens - position, dropped=self._dropped)
+        most = self._speculator.most_plain(self._plan)
+        run = method.next_run(position, most, dropped=self._dropped)
         weights: tuple[tuple[str, float], ...] = ()
         if isinstance(method, AdaptiveMixture | Routed):
             weights = tuple(self._plan.weights.items())  # before the run tells more
         return Speech(run, self._transcript.length, weights)
 
+    def _take(self, block: Block) -> Update:
+        """Commit what a draft led to, as far as the reply goes."""
+        update = Update()
+        for drawn in block.drawn:
+            if drawn.combined is not None:
+                self._law.note(drawn.combined)
+            part = self._transcript.commit(drawn.member, [drawn.token], drawn.shares, drawn.bound)
+            update.text += part.text
+            update.tokens += part.tokens
+            if self._transcript.stop_string:
+                return update
+        if block.end_law is not None:
+            self._law.note(block.end_law)
+        if block.is_end:
+            self._finish = FinishReason.END_OF_TURN
+        return update
+
     async def _draw_together(self, method: Together) -> Update:
+        is_fair, began_s = self._seats.have_read(method.speakers), self._ticks_s()
         combined = await combined_next(method, self._seats, self._transcript)
+        if is_fair:
+            self._speculator.note_plain(TOGETHER, 1, self._ticks_s() - began_s)
         if combined is None:
             self._finish = FinishReason.CONTEXT_FULL
             return Update()
@@ -203,16 +235,13 @@ class Generation:
             assert isinstance(method.rule, Learner), "others need not be told again"
             method.rule.learn(combined.told, plan.received[position].token.id)
             return Update()
-        token, at = drawn_token(combined, plan, position)
-        if token.id in plan.tokens.end_ids and position >= plan.end_allowed_from:
+        drawn = drawn_together(combined, method, plan, position)
+        if drawn is None:
             self._finish = FinishReason.END_OF_TURN
             return Update()
         if isinstance(method.rule, Learner):
-            method.rule.learn(combined.told, token.id)
-        shares = dict(zip(method.speakers, combined.shares[:, at].tolist(), strict=True))
-        named = tuple((plan.members[index], share) for index, share in shares.items())
-        leading = max(shares, key=lambda index: shares[index])
-        return self._transcript.commit(leading, [token], named, combined.bound)
+            method.rule.learn(combined.told, drawn.token.id)
+        return self._transcript.commit(drawn.member, [drawn.token], drawn.shares, drawn.bound)
 
     async def _speak(self, speech: Speech) -> AsyncGenerator[Update, None]:
         """One run, on as many replicas as it takes."""
@@ -220,7 +249,7 @@ class Generation:
         while not self._is_done(run):
             try:
                 seat = await self._seats.take(run.member)
-                known = seat.known
+                known, position = seat.known, transcript.position
                 step = step_for(self._plan, speech, transcript, known)
                 async with aclosing(seat.run(step)) as events:
                     async for event in events:
@@ -235,6 +264,9 @@ class Generation:
                             return
                         if event.end is not None:
                             self._end_run(event.end)
+                num_said = transcript.position - position
+                if known and num_said:
+                    self._speculator.note_plain(run.member, num_said, seat.step_s)
                 return
             except ReplicaLost as error:
                 await self._seats.lose(run.member, error)
@@ -277,3 +309,7 @@ class Generation:
             usage=self.usage,
             notices=tuple(self._notices),
         )
+
+
+async def _only(update: Update) -> AsyncGenerator[Update, None]:
+    yield update

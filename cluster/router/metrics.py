@@ -161,6 +161,8 @@ _BY_MEMBER: tuple[tuple[str, str, Callable[[BlendTally], Mapping[str, int]]], ..
         "Tokens fed to members beyond the prompt and what they drew.",
         lambda t: t.caught_up,
     ),
+    ("cuvee_draft_tokens", "Tokens drafted for others to decide on.", lambda t: t.drafted),
+    ("cuvee_draft_accepted_tokens", "Tokens drafted that stood.", lambda t: t.accepted),
     ("cuvee_leases_granted", "Leases that replies have had.", lambda t: t.leases),
 )
 

@@ -1,9 +1,9 @@
 """Tokens of a reply go out together where one message for each would be all that a router does.
 
-Writing a message to a client takes 0.2 ms of a core in Python's gRPC, whatever is in it: more than
-all else a token costs. So who has just sent a message waits for more tokens first, the longer the
-more streams there are, until writing takes no more than its share of the core. A few streams get
-every token as it is drawn.
+To read a message and write it again takes Python's gRPC 0.2 ms of a core, whatever is in it: more
+than all else a token costs. So who has just sent a message waits for more tokens first, the longer
+the more streams there are, until messages take no more than their share of the core. A few streams
+get every token as it is drawn.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from contextlib import suppress
 
 from cluster.router.answers import Update
 
-_WRITE_S = 0.0002  # measured; docs/pool.md
-_SHARE = 0.25  # of a core, for writing to clients
+_MESSAGE_S = 0.0002  # measured, docs/pool.md: one read from a replica, one written to a client
+_SHARE = 0.25  # of a core
 _LONGEST_S = 0.25  # people see text move
 _UNNOTICED_S = 0.01  # nobody waits for less
 _MAX_AHEAD = 256  # updates that a slow reader may leave waiting; then the reply waits, too
@@ -23,7 +23,7 @@ _MAX_AHEAD = 256  # updates that a slow reader may leave waiting; then the reply
 
 def interval_s(num_streams: int) -> float:
     """How long a stream waits between its messages; 0 for few streams."""
-    wanted = num_streams * _WRITE_S / _SHARE
+    wanted = num_streams * _MESSAGE_S / _SHARE
     return 0.0 if wanted < _UNNOTICED_S else min(wanted, _LONGEST_S)
 
 
@@ -38,10 +38,8 @@ async def paced(
         while update := await ahead.take():
             sent_s = loop.time()
             yield update
-            if update.tokens and not ahead.is_over:
-                left_s = sent_s + interval_s(num_streams()) - loop.time()
-                if left_s > 0:
-                    await ahead.until_over(left_s)
+            if update.tokens:
+                ahead.hold_until(sent_s + interval_s(num_streams()))
         await reading  # for what it raised
     finally:
         reading.cancel()
@@ -53,38 +51,59 @@ class _Ahead:
     """Reads on while the last message is being sent, and joins what has come since."""
 
     def __init__(self, updates: AsyncIterator[Update]) -> None:
-        self.is_over = False
+        self._loop = asyncio.get_running_loop()
         self._updates = updates
         self._waiting: list[Update] = []
-        self._has_news = asyncio.Event()
+        self._is_over = False
+        self._held_until_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._may_take = asyncio.Event()
         self._has_room = asyncio.Event()
-        self._over = asyncio.Event()
 
     async def read(self) -> None:
         try:
             async for update in self._updates:
                 self._waiting.append(update)
-                self._has_news.set()
+                self._offer()
                 while len(self._waiting) >= _MAX_AHEAD:
                     self._has_room.clear()
                     await self._has_room.wait()
         finally:
-            self.is_over = True
-            self._over.set()
-            self._has_news.set()
+            self._is_over = True
+            self._offer()
 
     async def take(self) -> Update | None:
-        """All that has come; None after the last."""
-        await self._has_news.wait()
+        """All that has come, once it may be told; None after the last."""
+        await self._may_take.wait()
+        self._forget_timer()  # set again since, where a timer came early by its clock
         taken, self._waiting = self._waiting, []
         self._has_room.set()
-        if not self.is_over:
-            self._has_news.clear()
+        if not self._is_over:
+            self._may_take.clear()
         return _joined(taken) if taken else None
 
-    async def until_over(self, most_s: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), most_s)
+    def hold_until(self, time_s: float) -> None:
+        """Tell nothing before then but the end."""
+        self._held_until_s = time_s
+        if self._waiting:
+            self._may_take.clear()
+            self._offer()
+
+    def _offer(self) -> None:
+        """Let what waits be taken, now or as soon as it may be told."""
+        if self._is_over or self._held_until_s <= self._loop.time():
+            self._tell()
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._held_until_s, self._tell)
+
+    def _tell(self) -> None:
+        self._forget_timer()
+        self._may_take.set()
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def _joined(updates: list[Update]) -> Update:

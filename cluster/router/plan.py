@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from cluster.blending.adaptive import AdaptiveMean, AdaptiveMixture, Evidence
 from cluster.blending.base import Method, Together
+from cluster.blending.mixture import Mixture
 from cluster.blending.routing import Routed
+from cluster.blending.speculation import Speculation
 from cluster.engine.types import SamplingParams
 from cluster.errors import InvalidRequest
 from cluster.members.base import NEVER_ENDS, Form, MemberInfo, Prompt, SequenceStart, Tokens
@@ -52,6 +54,20 @@ class Plan:
     affinity: str = ""  # by what turns of one conversation find the same replicas
     received: tuple[Recalled, ...] = ()  # what the caller has of it
     losses: tuple[Notice, ...] = ()  # members that were gone meanwhile
+    speculation: Speculation | None = None  # who drafts, if somebody may
+
+    @property
+    def seated(self) -> tuple[int, ...]:
+        """Members that take part: all who may speak, and who drafts for them."""
+        drafter = () if self.speculation is None else (self.speculation.draft,)
+        return tuple(sorted({*self.method.speakers, *drafter}))
+
+    def left_with(self, method: Method | Together, gone: int) -> Plan:
+        """The rest of the reply without a member; if that has drafted, nobody does."""
+        speculation = self.speculation
+        if speculation is not None and speculation.draft == gone:
+            speculation = None
+        return replace(self, method=method, speculation=speculation)
 
     @property
     def evidence(self) -> Evidence | None:
@@ -112,8 +128,12 @@ def make_plan(
     method = make_method(spec, request.overrides, blend, sampling, seed)
     members = tuple(spec.members)
     by_bytes = spec.by_bytes and isinstance(method, Together)
+    speculation = _speculation_of(spec, method)
     infos = [blend.infos[members[index]] for index in method.speakers]
-    check_prompt_renders(request.prompt, [*_may_speak(spec, request.overrides, blend), *infos])
+    may_speak = _may_speak(spec, request.overrides, blend)
+    if speculation is not None:
+        may_speak.append(blend.infos[members[speculation.draft]])
+    check_prompt_renders(request.prompt, [*may_speak, *infos])
     if request.format is not None:
         check_format_holds(method, infos, by_bytes=by_bytes)
     stopping = request.stopping
@@ -145,6 +165,7 @@ def make_plan(
         affinity=conversation_key(request.prompt, request.conversation_id),
         received=recalled(request.resumption, members),
         losses=losses_of(request.resumption, members),
+        speculation=speculation,
     )
 
 
@@ -181,6 +202,18 @@ def _tokens_of(blend: ServedBlend, *, by_bytes: bool) -> Tokens:
     return Tokens(
         of_members[0].bytes, frozenset().union(*(tokens.end_ids for tokens in of_members))
     )
+
+
+def _speculation_of(spec: BlendSpec, method: Method | Together) -> Speculation | None:
+    """Who drafts; nobody where the request left no more than one member, or another span."""
+    given = spec.speculation
+    if given is None or (isinstance(method, Mixture) and method.span != "token"):
+        return None
+    drafter = list(spec.members).index(given.draft)
+    speaks_in_vain = isinstance(method, Together) and drafter not in method.speakers
+    if method.speakers == (drafter,) or speaks_in_vain:
+        return None
+    return Speculation(drafter, given.max_tokens, given.always)
 
 
 def _min_share_of(spec: BlendSpec) -> float:

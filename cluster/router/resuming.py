@@ -100,7 +100,7 @@ def without_lost(plan: Plan, losses: deque[Notice], position: int) -> Plan:
                 "blend's on_member_loss",
                 field="resumption.notices",
             )
-        plan = replace(plan, method=left)
+        plan = plan.left_with(left, plan.members.index(name))
     return plan
 
 

@@ -29,7 +29,7 @@ async def sit_down(plan: Plan, seats: Seats, transcript: Transcript) -> None:
         first = (method.reader,)
     else:
         first = (method.next_run(0, plan.max_tokens, dropped=False).member,)
-    await seats.sit_down(method.speakers, first)
+    await seats.sit_down(plan.seated, first)
 
 
 async def _sit_down_one(gate: Routed, plan: Plan, seats: Seats, transcript: Transcript) -> None:

@@ -91,6 +91,20 @@ class Seats:
                 f"request; the last: {error.message}",
             ) from error
 
+    @property
+    def room(self) -> int:
+        """How many tokens of the reply everybody who sits has room for."""
+        rooms = (s.info.max_context - s.usage.prompt_tokens for s in self._seats.values())
+        return min(rooms, default=0)
+
+    def have_read(self, members: Collection[int]) -> bool:
+        """Whether all of them have processed the prompt, and something of the reply."""
+        return all(index in self._seats and self._seats[index].known > 0 for index in members)
+
+    def know(self, index: int, known: int) -> None:
+        """The member has so much of the reply that stands."""
+        self._seats[index].known = known
+
     def forget(self, known: Mapping[int, int]) -> None:
         """Members that sit know no more than this of the reply."""
         for index, seat in self._seats.items():

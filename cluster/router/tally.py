@@ -27,6 +27,8 @@ class BlendTally:
     cached: Counter[str] = field(default_factory=Counter)
     caught_up: Counter[str] = field(default_factory=Counter)
     leases: Counter[str] = field(default_factory=Counter)
+    drafted: Counter[str] = field(default_factory=Counter)  # for others to decide on
+    accepted: Counter[str] = field(default_factory=Counter)  # of these, what stood
 
     def share_of(self, member: str) -> float:
         """Of all tokens drawn; 0 before the first."""
@@ -60,6 +62,8 @@ class Tally:
             tally.num_takeovers += max(0, usage.leases - 1)
             tally.leases[member] += usage.leases
             tally.drawn[member] += usage.drawn_tokens
+            tally.drafted[member] += usage.drafted_tokens
+            tally.accepted[member] += usage.accepted_tokens
             tally.prompt[member] += seat.prompt_tokens
             tally.cached[member] += seat.cached_tokens
             num_read = seat.processed_tokens + seat.cached_tokens

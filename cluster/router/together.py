@@ -88,19 +88,19 @@ async def logprobs_along(
         ]
         told = zip(*await all_of(works), strict=True)
         for target, whole in zip(targets, told, strict=True):
-            found.append(_combined(rule, whole, target.id).logprob_of(target.id))
+            found.append(combined_of(rule, whole, (target.id,)).logprob_of(target.id))
     return found
 
 
-def _combined(rule: Rule, whole: Sequence[Distribution], id: int) -> Combined:
-    """What a rule makes of members that would tell all this, if it asked, and tell of one id."""
-    asks: Sequence[Ask | None] = [replace(ask, ids=(id,)) for ask in rule.first_asks()]
+def combined_of(rule: Rule, whole: Sequence[Distribution], ids: tuple[int, ...] = ()) -> Combined:
+    """What a rule makes of members that would tell all this, if it asked, and tell of some ids."""
+    asks: Sequence[Ask | None] = [replace(ask, ids=ids) for ask in rule.first_asks()]
     told: list[Distribution] = []
     while any(asks):
         news = [d.part(a.num_top, a.ids) for d, a in zip(whole, asks, strict=True) if a]
         told = _merged(told, asks, news)
         asks = rule.more_asks(told)
-    return rule.combine(told)
+    return replace(rule.combine(told), told=tuple(told))
 
 
 def _merged(
@@ -111,6 +111,28 @@ def _merged(
         return news
     fresh = iter(news)
     return [d.merged(next(fresh)) if ask else d for d, ask in zip(told, asks, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token that stands, and who drew it."""
+
+    member: int  # of several, the one with the largest share
+    token: StepToken
+    shares: tuple[tuple[str, float], ...] = ()  # by name, where several drew it together ...
+    bound: float = 0.0
+    combined: Combined | None = None  # ... from this
+
+
+def drawn_together(combined: Combined, method: Together, plan: Plan, position: int) -> Drawn | None:
+    """The draw at a position; None where it ends the turn."""
+    token, at = drawn_token(combined, plan, position)
+    if token.id in plan.tokens.end_ids and position >= plan.end_allowed_from:
+        return None
+    shares = dict(zip(method.speakers, combined.shares[:, at].tolist(), strict=True))
+    named = tuple((plan.members[index], share) for index, share in shares.items())
+    leading = max(shares, key=lambda index: shares[index])
+    return Drawn(leading, token, named, combined.bound, combined)
 
 
 def drawn_token(combined: Combined, plan: Plan, position: int) -> tuple[StepToken, int]:

@@ -27,6 +27,7 @@ from cluster.spec.route import (
 )
 from cluster.spec.scaling import AutoscalingSpec, RoutersSpec
 from cluster.spec.serving import AuthSpec, MetricsSpec, ServingSpec, TlsSpec
+from cluster.spec.speculate import SpeculateSpec
 from cluster.spec.values import FrozenMapping, Span, parse_size
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "SamplingSpec",
     "ServingSpec",
     "Span",
+    "SpeculateSpec",
     "TlsSpec",
     "UncertaintyGate",
     "load_recipe",

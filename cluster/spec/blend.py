@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from cluster.errors import InvalidRequest, Unsupported
 from cluster.spec.frozen import Frozen
+from cluster.spec.speculate import SpeculateSpec, check_drafter
 from cluster.spec.values import FrozenMapping, Span, Weights, refuse
 
 
@@ -33,7 +34,12 @@ class BlendBase(Frozen):
     """What all blends have, whatever their method."""
 
     parameter_names: ClassVar[tuple[str, ...]] = ()  # numbers that a request may override
-    not_in_revision: ClassVar[set[str]] = {"description", "members", "on_member_loss"}  # no text
+    not_in_revision: ClassVar[set[str]] = {  # what changes no text, or is told in another way
+        "description",
+        "members",
+        "on_member_loss",
+        "speculate",
+    }
 
     method: str
     members: Mapping[str, float | str]  # weights or roles, by member
@@ -84,6 +90,11 @@ class BlendBase(Frozen):
     def rule_name(self) -> str:
         """What tells blends of one method apart: a rule, a ranker, a gate; empty where nothing."""
         return ""
+
+    @property
+    def speculation(self) -> SpeculateSpec | None:
+        """Who drafts, where somebody does."""
+        return None
 
     @property
     def draws_together(self) -> bool:
@@ -152,7 +163,8 @@ class BlendBase(Frozen):
             raise Unsupported(
                 "VOCABULARY_MISMATCH",
                 f"blend {name!r} {why}, but its members have {len(groups)} vocabularies "
-                f"({words}); expected one, or {other}method mixture without exact or adapt",
+                f"({words}); expected one, or {other}method mixture without exact, adapt or "
+                "speculate",
                 field="blend",
             )
 
@@ -217,6 +229,20 @@ class MixtureSpec(WeightedSpec):
     adapt: AdaptSpec | None = Field(
         default=None, description="a mapping such as {strength: 1, window: 128, floor: 0.01}"
     )
+    speculate: SpeculateSpec | None = Field(
+        default=None, description="a mapping such as {draft: small, max_tokens: 8}"
+    )
+
+    @field_validator("speculate")
+    @classmethod
+    def _can_speculate(
+        cls, speculate: SpeculateSpec | None, info: ValidationInfo
+    ) -> SpeculateSpec | None:
+        if speculate is not None:
+            if info.data.get("span") not in (None, "token"):
+                raise refuse("expected span: token with it; others are one member's to speak")
+            check_drafter(speculate, info)
+        return speculate
 
     @field_validator("adapt")
     @classmethod
@@ -235,7 +261,11 @@ class MixtureSpec(WeightedSpec):
 
     @property
     def needs_one_vocabulary(self) -> bool:
-        return self.exact or self.adapt is not None
+        return self.exact or self.adapt is not None or self.speculate is not None
+
+    @property
+    def speculation(self) -> SpeculateSpec | None:
+        return self.speculate
 
     def span_for(self, *, one_vocabulary: bool) -> Span:
         return self.span or ("token" if one_vocabulary else "word")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from cluster.spec.blend import AdaptSpec, BlendBase, WeightedSpec, adapt_parameters, check_floor
+from cluster.spec.speculate import SpeculateSpec, check_drafter
 from cluster.spec.values import Named, Weights, refuse
 
 DEFAULT_MIN_SHARE = 1e-3  # measured: less changes bits per byte in the fourth digit
@@ -27,6 +28,20 @@ class CombinedSpec(BlendBase):
         description="of unit byte, a number of at least 0 and below 1: splits of the text into "
         "tokens with a smaller share are left out (0: exact, for short texts only)",
     )
+    speculate: SpeculateSpec | None = Field(
+        default=None, description="a mapping such as {draft: small, max_tokens: 8}"
+    )
+
+    @field_validator("speculate")
+    @classmethod
+    def _can_speculate(
+        cls, speculate: SpeculateSpec | None, info: ValidationInfo
+    ) -> SpeculateSpec | None:
+        if speculate is not None:
+            if info.data.get("unit") == "byte":
+                raise refuse("expected unit: token with it; bytes are not drafted")
+            check_drafter(speculate, info)
+        return speculate
 
     @field_validator("min_share")
     @classmethod
@@ -38,6 +53,10 @@ class CombinedSpec(BlendBase):
     @property
     def draws_together(self) -> bool:
         return True
+
+    @property
+    def speculation(self) -> SpeculateSpec | None:
+        return self.speculate
 
     @property
     def by_bytes(self) -> bool:
@@ -96,6 +115,8 @@ class EnsembleSpec(WeightedSpec, CombinedSpec):
                 "expected rule: mean and exact: true or unit: byte with it; others have fixed "
                 "weights"
             )
+        if adapt is not None and info.data.get("speculate") is not None:
+            raise refuse("expected no speculate with it: weights are known one token at a time")
         return check_floor(adapt, info)
 
     @property

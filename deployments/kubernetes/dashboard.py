@@ -98,6 +98,15 @@ PANELS = (
         "What members read of each other: the price of blending",
     ),
     Panel(
+        "Drafts",
+        "short",
+        (
+            (f"sum by (member) ({_rate('cuvee_draft_tokens_total')})", "{{member}} drafted"),
+            (f"sum by (member) ({_rate('cuvee_draft_accepted_tokens_total')})", "{{member}} stood"),
+        ),
+        "Where few of them stand, drafts end by themselves",
+    ),
+    Panel(
         "Prompts",
         "short",
         (

@@ -44,3 +44,14 @@ def test_a_token_by_all_takes_one_pass_of_each_member(pool: Pool) -> None:
     phase = asyncio.run(run_phase(pool, ASKS["means"], NUM_STREAMS, 1, NUM_TOKENS, jobs_of()))
     assert phase.pass_sequences == 2 * NUM_STREAMS * NUM_TOKENS
     assert 2 * phase.num_tokens <= phase.steps <= 4 * phase.num_tokens
+
+
+def test_the_transcript_is_told_once_however_long_it_is(pool: Pool) -> None:
+    short, long = (
+        asyncio.run(run_phase(pool, ASKS["tokens"], 2, 1, num_tokens, jobs_of()))
+        for num_tokens in (200, 1600)
+    )
+    assert long.exchange_bytes / long.num_tokens < short.exchange_bytes / short.num_tokens
+    # Openings and closings apart, there are as many messages: a step and an answer for each run.
+    assert long.exchange_messages / long.num_tokens < 2
+    assert long.steps / long.num_tokens == pytest.approx(0.5, abs=0.05)

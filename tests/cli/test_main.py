@@ -22,11 +22,21 @@ def test_version() -> None:
 
 def test_all_commands_are_there() -> None:
     listed = CliRunner().invoke(app, ["--help"]).stdout
-    for command in ("up", "apply", "demo", "generate", "chat", "blends", "check", "models"):
+    for command in (
+        "up",
+        "apply",
+        "demo",
+        "bench",
+        "member",
+        "router",
+        "generate",
+        "chat",
+        "check",
+    ):
         assert f"\n  {command} " in listed
 
 
-@pytest.mark.parametrize("command", ["generate", "up", "apply"])
+@pytest.mark.parametrize("command", ["generate", "up", "apply", "bench", "member"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     program = f"""
 import sys

@@ -491,6 +491,39 @@ THREE = MINIMAL[: MINIMAL.index("blends")].replace("b: {", "c: {model: embedded:
         ("{method: mixture, adapt: {evidence: past}, members: {a: 1}}", "reply, prompt or both"),
         ("{method: mixture, adapt: {floor: 0.6}, members: {a: 1, b: 1}}", "a floor of at most 1/2"),
         ("{method: mixture, adapt: {widow: 3}, members: {a: 1}}", "did you mean window?"),
+        (
+            "{method: mixture, members: {a: 1, b: 1}, speculate: {draft: c}}",
+            "blends.m.speculate: got draft: c; expected one of the blend's members: a, b",
+        ),
+        (
+            "{method: mixture, members: {a: 1, b: 0}, speculate: {draft: a}}",
+            "got draft: a; expected another member with a weight, to draft for",
+        ),
+        (
+            "{method: mixture, span: word, members: {a: 1, b: 1}, speculate: {draft: a}}",
+            "blends.m.speculate: expected span: token with it",
+        ),
+        (
+            "{method: mixture, adapt: {}, members: {a: 1, b: 1}, speculate: {draft: a}}",
+            "blends.m.speculate: expected no adapt with it",
+        ),
+        (
+            "{method: mixture, members: {a: 1, b: 1}, speculate: {draft: a, max_tokens: 0}}",
+            "blends.m.speculate.max_tokens: got 0; expected a whole number of tokens from 1 to 64",
+        ),
+        (
+            "{method: ensemble, exact: true, adapt: {}, members: {a: 1, b: 1}, "
+            "speculate: {draft: a}}",
+            "blends.m.adapt: expected no speculate with it",
+        ),
+        (
+            "{method: ensemble, unit: byte, members: {a: 1, b: 1}, speculate: {draft: a}}",
+            "blends.m.speculate: expected unit: token with it",
+        ),
+        (
+            "{method: contrast, members: {a: expert, b: amateur}, speculate: {draft: c}}",
+            "got draft: c; expected one of the blend's members: a, b",
+        ),
         ("{method: proxy, members: {a: base, b: expert}}", "each of base, expert, anti once"),
         ("{method: proxy, members: {a: base, b: expert, c: tutor}}", "members.c: got 'tutor'"),
         ("{method: proxy, members: {a: base, b: expert, d: anti}}", "there is no member 'd'"),
@@ -560,3 +593,25 @@ def test_blends_by_bytes_need_no_common_vocabulary_and_survive_a_mapping(
     assert blend.parameters == parameters
     assert blend.needs_one_vocabulary == ("byte" not in text)
     assert ClusterSpec.model_validate(spec.to_mapping()) == spec
+
+
+def test_who_drafts_changes_no_text_and_so_no_revision() -> None:
+    rule = "method: mixture, members: {a: 1, b: 1}"
+    head = f"version: 1\n{MEMBERS}blends:\n"
+    plain, ahead = (
+        parse_spec(f"{head}  m: {{{rule}{more}}}\n") for more in ("", ", speculate: {draft: a}")
+    )
+    assert plain.revision_of("m") == ahead.revision_of("m")
+    drafts = ahead.blends["m"].speculation
+    assert drafts is not None
+    assert (drafts.draft, drafts.max_tokens, drafts.always) == ("a", 8, False)
+    assert plain.blends["m"].speculation is None
+
+
+def test_who_drafts_needs_the_vocabulary_of_those_it_drafts_for() -> None:
+    spec = parse_spec(
+        f"version: 1\n{MEMBERS}blends: {{m: {{method: mixture, members: {{a: 1, b: 1}}, "
+        "speculate: {draft: a}}}\n"
+    )
+    with pytest.raises(Unsupported, match="without exact, adapt or speculate"):
+        spec.blends["m"].check_vocabularies("m", {"a": "x", "b": "y"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -12,7 +13,7 @@ import grpc
 import pytest
 
 from cluster.errors import ReplicaLost
-from cluster.members import exchange, server, wire
+from cluster.members import exchange, silence, wire
 from cluster.members.base import Draw, RunEnd, Step
 from cluster.members.exchange import ExchangePool
 from cluster.members.guard import LEASE_ID_KEY, LEASE_SECRET_KEY
@@ -27,9 +28,9 @@ LIMIT_S = 0.5
 
 @pytest.fixture(autouse=True)
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SILENCE_LIMIT_S", LIMIT_S)
-    monkeypatch.setattr(exchange, "SILENCE_LIMIT_S", LIMIT_S)
-    monkeypatch.setattr(exchange, "PING_INTERVAL_S", LIMIT_S / 5)
+    monkeypatch.setattr(silence, "SILENCE_LIMIT_S", LIMIT_S)
+    monkeypatch.setattr(silence, "PING_INTERVAL_S", LIMIT_S / 5)
+    monkeypatch.setattr(exchange, "SILENCE_LIMIT_S", LIMIT_S)  # for its words
 
 
 @asynccontextmanager
@@ -111,6 +112,14 @@ async def test_a_silent_router_loses_its_leases_and_sequences() -> None:
         with suppress(StopAsyncIteration):
             await anext(held)  # the lease's call ends by itself
             raise AssertionError("the lease goes on")
+
+
+async def test_who_stood_still_himself_blames_nobody() -> None:
+    async with served() as line, seated(await line.lease(), start_of()) as seat:
+        for _ in range(2):
+            time.sleep(2 * LIMIT_S)  # noqa: ASYNC251 (the loop of both ends stands still)
+            await asyncio.sleep(LIMIT_S / 2)
+        assert (await run(seat, Step(0, Draw(0, 3)))).end is RunEnd.COMPLETE
 
 
 async def test_a_stream_without_work_lives_on() -> None:

@@ -112,6 +112,9 @@ unbordered = st.builds(
     begins_span=st.booleans(),
     retake=st.booleans(),
     whole_characters=st.booleans(),
+    num_drafted=small,
+    checked=st.lists(small).map(tuple),
+    by_id=st.booleans(),
 )
 flags = st.booleans()
 ranks = st.builds(Rank, small, small, st.lists(small), flags, flags, small, flags)

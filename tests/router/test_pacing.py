@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,34 @@ async def test_the_reply_is_the_same_in_fewer_messages(num_streams: int) -> None
         assert len(told) < 50
         first = next(piece for piece in told if piece.tokens)
         assert len(first.tokens) == 1  # which nothing holds back
+
+
+class EarlyLoop(asyncio.SelectorEventLoop):
+    """Its timers come before their time by its own clock, as those of uvloop may, by far."""
+
+    def time(self) -> float:
+        return 0.0
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        return super().call_at(0.0, callback, *args, context=context)
+
+
+def test_nothing_is_lost_when_timers_come_early() -> None:
+    async def drawn_in_bursts(pauses: int) -> AsyncIterator[Update]:
+        for number in range(30):
+            yield token(number)
+            for _ in range(pauses * number % 4):
+                await asyncio.sleep(0)
+
+    async def read(pauses: int) -> list[int]:
+        async with aclosing(paced(drawn_in_bursts(pauses), lambda: 64)) as pieces:
+            return [it.token.id async for piece in pieces for it in piece.tokens]
+
+    with asyncio.Runner(loop_factory=EarlyLoop) as runner:
+        for pauses in range(1, 9):
+            assert runner.run(read(pauses)) == list(range(30))
 
 
 async def test_what_was_drawn_before_a_failure_is_told_before_it() -> None:

@@ -948,6 +948,8 @@ class MemberUsage(_message.Message):
     FORWARD_PASSES_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     member: _builtins.str
     """The member's name."""
     prompt_tokens: _builtins.int
@@ -964,6 +966,10 @@ class MemberUsage(_message.Message):
     """Step messages the router sent to it."""
     leases: _builtins.int
     """Replicas it was leased on, in turn; more than 1 means a takeover."""
+    drafted_tokens: _builtins.int
+    """Tokens that it drafted for others to decide on."""
+    accepted_tokens: _builtins.int
+    """Of these, how many stood."""
     def __init__(
         self,
         *,
@@ -975,10 +981,12 @@ class MemberUsage(_message.Message):
         forward_passes: _builtins.int = ...,
         steps: _builtins.int = ...,
         leases: _builtins.int = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "drawn_tokens", b"drawn_tokens", "forward_passes", b"forward_passes", "leases", b"leases", "member", b"member", "processed_tokens", b"processed_tokens", "prompt_tokens", b"prompt_tokens", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "drawn_tokens", b"drawn_tokens", "forward_passes", b"forward_passes", "leases", b"leases", "member", b"member", "processed_tokens", b"processed_tokens", "prompt_tokens", b"prompt_tokens", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -437,6 +437,9 @@ class Draw(_message.Message):
     WHOLE_CHARACTERS_FIELD_NUMBER: _builtins.int
     SCORE_NEWS_FIELD_NUMBER: _builtins.int
     DOUBT_FIELD_NUMBER: _builtins.int
+    NUM_DRAFTED_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    BY_ID_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The number in the reply of the first token to draw."""
     max_tokens: _builtins.int
@@ -455,9 +458,19 @@ class Draw(_message.Message):
     """Goes on past max_tokens until the last character is whole."""
     score_news: _builtins.bool
     """Report the log-probabilities of the step's token_ids, found on the way."""
+    num_drafted: _builtins.int
+    """Of the step's token_ids, this many last ones are a draft of the run's first tokens."""
+    by_id: _builtins.bool
+    """Draw by one race of all ids, as the router does, so that it can take the draw for its own."""
     @_builtins.property
     def doubt(self) -> Global___Doubt:
         """Hand over where the member is not sure; absent: never."""
+
+    @_builtins.property
+    def checked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The offsets in the draft at which this member has to draw, ascending, each below num_drafted.
+        The run ends with the first draw that is not the drafted token; only draws are reported.
+        """
 
     def __init__(
         self,
@@ -472,10 +485,13 @@ class Draw(_message.Message):
         whole_characters: _builtins.bool = ...,
         score_news: _builtins.bool = ...,
         doubt: Global___Doubt | None = ...,
+        num_drafted: _builtins.int = ...,
+        checked: _abc.Iterable[_builtins.int] | None = ...,
+        by_id: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["doubt", b"doubt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_span", b"begins_span", "border", b"border", "doubt", b"doubt", "max_tokens", b"max_tokens", "position", b"position", "retake", b"retake", "score_news", b"score_news", "share_begin", b"share_begin", "share_end", b"share_end", "whole_characters", b"whole_characters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_span", b"begins_span", "border", b"border", "by_id", b"by_id", "checked", b"checked", "doubt", b"doubt", "max_tokens", b"max_tokens", "num_drafted", b"num_drafted", "position", b"position", "retake", b"retake", "score_news", b"score_news", "share_begin", b"share_begin", "share_end", b"share_end", "whole_characters", b"whole_characters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from benchmarks.figures import Reply
-from benchmarks.workload import Job
-from cluster.randomness import Purpose, uniform
+from deployments.bench.figures import Reply
+from deployments.bench.workload import Job
 
 
 class PlainModel:
@@ -27,18 +27,42 @@ class PlainModel:
     def __init__(self, folder: Path, dtype: str) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model: Any = AutoModelForCausalLM
-        self.model = model.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self.model = model.from_pretrained(folder, dtype=getattr(torch, dtype, dtype)).eval()
         self._end_id: int = self.tokenizer.eos_token_id
 
     def cache(self) -> Any:
         """An empty one."""
         return DynamicCache(config=self.model.config)
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """One token per row, never the end: at temperature 1, as the served blends draw."""
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights that a forward pass of one token reads; tied ones count once."""
+        parameters = {p.data_ptr(): p for p in self.model.parameters()}
+        total = sum(int(p.nbytes) for p in parameters.values())
+        table, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        is_tied = head is None or table.weight.data_ptr() == head.weight.data_ptr()
+        return total if is_tied else total - int(table.weight.nbytes)
+
+    def logits(self, ids: Sequence[int], cache: Any) -> Tensor:
+        """[1, 1, V] after these ids, which follow what the cache holds."""
+        output = self.model(
+            input_ids=torch.tensor([ids]),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        found: Tensor = output.logits
+        return found
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B, V] of the next token, never the end: at temperature 1, as the served blends draw."""
         logits = logits[:, -1].float()
         logits[:, self._end_id] = float("-inf")
-        return torch.multinomial(torch.softmax(logits, dim=-1), 1)
+        return torch.softmax(logits, dim=-1)
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """One token per row."""
+        return torch.multinomial(self.probabilities(logits), 1)
 
 
 @torch.inference_mode()
@@ -90,8 +114,8 @@ def generate(plain: PlainModel, job: Job, num_tokens: int) -> Reply:
 
 
 @torch.inference_mode()
-def mix(plains: Sequence[PlainModel], job: Job, num_tokens: int) -> Reply:
-    """A token-level mixture: both models in one process, each fed what it missed when it speaks.
+def mix(plains: Sequence[PlainModel], job: Job, num_tokens: int, speakers: Sequence[int]) -> Reply:
+    """A token-level mixture: all models in one process, each fed what it missed when it speaks.
 
     The speaker of each position is the one that Cuvée draws for the same seed, so both do the same
     forward passes.
@@ -102,18 +126,38 @@ def mix(plains: Sequence[PlainModel], job: Job, num_tokens: int) -> Reply:
     caches = [plain.cache() for plain in plains]
     known = [0] * len(plains)
     arrivals_s = []
-    for position in range(num_tokens):
-        speaker = int(uniform(job.seed, Purpose.SPEAKER, position) * len(plains))
-        output = plains[speaker].model(
-            input_ids=torch.tensor([ids[known[speaker] :]]),
-            past_key_values=caches[speaker],
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    for speaker in speakers[:num_tokens]:
+        plain = plains[speaker]
+        logits = plain.logits(ids[known[speaker] :], caches[speaker])
         known[speaker] = len(ids)
-        ids.append(int(plains[speaker].draw(output.logits)))
+        ids.append(int(plain.draw(logits)))
         arrivals_s.append(time.perf_counter())
     return Reply(sent_s, tuple(arrivals_s), num_tokens, sum(known))
+
+
+@torch.inference_mode()
+def average(
+    plains: Sequence[PlainModel], job: Job, num_tokens: int, weights: Sequence[float]
+) -> Reply:
+    """A conventional ensemble: for each token all models run one after another, on all the tokens
+    so far; their probabilities are averaged, and one token is drawn of that.
+    """
+    torch.manual_seed(job.seed)
+    sent_s = time.perf_counter()
+    ids: list[int] = plains[0].tokenizer(job.prompt).input_ids
+    num_prompt, news = len(ids), ids
+    caches = [plain.cache() for plain in plains]
+    arrivals_s = []
+    for _ in range(num_tokens):
+        laws = (
+            weight * plain.probabilities(plain.logits(news, cache))
+            for plain, cache, weight in zip(plains, caches, weights, strict=True)
+        )
+        mean = reduce(torch.add, laws)
+        news = [int(torch.multinomial(mean, 1))]
+        arrivals_s.append(time.perf_counter())
+    num_fed = len(plains) * (num_prompt + num_tokens - 1)
+    return Reply(sent_s, tuple(arrivals_s), len(plains) * num_tokens, num_fed)
 
 
 class _Clock(BaseStreamer):
