@@ -3,8 +3,8 @@
     python -m benchmarks.speculation --page docs/benchmarks.md
 
 The large member is made at run time, by passthrough merging: `tiny-austen` with each of its five
-layers there nine times, eight of them silent (their outputs scaled by 0, as LLaMA-Pro adds layers).
-It has tiny-austen's law at the cost of a model nine times as deep. Who drafts is tiny-base, five
+layers there 20 times (--copies), all but one silent (outputs times 0, as LLaMA-Pro adds layers).
+It has tiny-austen's law at the cost of a model 20 times as deep. Who drafts is tiny-base, five
 layers, from which tiny-austen was tuned: how often a draft stands is how often these two models
 agree, and what a pass costs is what its depth costs. Each round takes every case once without and
 once with drafts, next to each other and in changing order, on the same seed; the texts are
@@ -37,7 +37,7 @@ from deployments.bench.figures import Spread
 from deployments.bench.machine import machine_line
 from deployments.bench.markdown import number, put_fragment, table
 
-NUM_LAYERS, NUM_COPIES = 5, 9
+NUM_LAYERS = 5
 PROMPT = "It is a truth universally acknowledged, that"
 CASES = {
     "one": ("`mixture` of large alone", "method: mixture, members: {large: 1, small: 0}"),
@@ -76,7 +76,7 @@ def spec_of(large: Path) -> str:
     )
 
 
-def deepen(folder: Path) -> None:
+def deepen(folder: Path, num_copies: int) -> None:
     """Write the large member."""
     silent = [{"filter": name, "value": 0} for name in ("o_proj", "down_proj")] + [{"value": 1}]
     slices: list[dict[str, Any]] = []
@@ -86,7 +86,7 @@ def deepen(folder: Path) -> None:
             "layer_range": [layer, layer + 1],
         }
         more = {**source, "parameters": {"scale": silent}}
-        slices += [{"sources": [source]}] + [{"sources": [more]}] * (NUM_COPIES - 1)
+        slices += [{"sources": [source]}] + [{"sources": [more]}] * (num_copies - 1)
     recipe = RecipeSpec.model_validate({"merge_method": "passthrough", "slices": slices})
     merge(recipe, folder, download=False)
 
@@ -150,7 +150,7 @@ async def measure(router: Router, num_rounds: int, num_tokens: int) -> dict[str,
     return found
 
 
-def report(found: dict[str, Measured], num_rounds: int, num_tokens: int) -> str:
+def report(found: dict[str, Measured], num_rounds: int, num_tokens: int, depths: str) -> str:
     """The table, and what it was measured on."""
     head = ("case", "faster", "processor time", "tokens/s", "passes of the other", "drafts stood")
     rows = []
@@ -169,9 +169,9 @@ def report(found: dict[str, Measured], num_rounds: int, num_tokens: int) -> str:
             )
         )
     about = (
-        f"{num_rounds} rounds of {num_tokens} tokens, one stream: medians of the rounds' ratios "
-        "(lowest to highest), without drafts to with; passes per token of the member that does "
-        "not draft; all texts equal."
+        f"{depths}; {num_rounds} rounds of {num_tokens} tokens, one stream: medians of the rounds' "
+        "ratios (lowest to highest), without drafts to with; passes per token of the member that "
+        "does not draft; all texts equal."
     )
     return "\n".join([*table(head, rows), "", about, "", f"Machine: {machine_line()}."])
 
@@ -181,14 +181,15 @@ def _ratio(values: Sequence[float]) -> str:
     return f"{spread.median:.2f}x ({spread.low:.2f} to {spread.high:.2f})"
 
 
-async def main(page: Path | None, num_rounds: int, num_tokens: int) -> None:
+async def main(page: Path | None, num_rounds: int, num_tokens: int, num_copies: int) -> None:
     """Make the large member, measure, tell."""
     with tempfile.TemporaryDirectory() as scratch:
         large = Path(scratch) / "large"
-        deepen(large)
+        deepen(large, num_copies)
         async with serving(spec_of(large)) as router:
             found = await measure(router, num_rounds, num_tokens)
-    content = report(found, num_rounds, num_tokens)
+    depths = f"{NUM_LAYERS * num_copies} layers against {NUM_LAYERS}"
+    content = report(found, num_rounds, num_tokens, depths)
     print(content)
     if page is not None:
         put_fragment(page, "speculation", content)
@@ -199,5 +200,6 @@ if __name__ == "__main__":
     parser.add_argument("--page", type=Path, help="the page whose part it writes")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--copies", type=int, default=20, help="how often each layer is there")
     given = parser.parse_args()
-    asyncio.run(main(given.page, given.rounds, given.tokens))
+    asyncio.run(main(given.page, given.rounds, given.tokens, given.copies))

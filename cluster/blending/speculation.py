@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _MEMORY = 64.0  # units of weight after which a measurement counts for 1/e
-_LEAST_MEASURED = 4.0  # plain tokens, or blocks, before a decision is made by them
+_LEAST_TOKENS = 4.0  # plain ones of each member, before anything is decided
+_LEAST_DRAFTS = 16.0  # by fewer, agreement is not known to a tenth
 _FIRST_LENGTH = 4  # of drafts whose agreement is not known yet
 _LEAST_SPEEDUP = 1.05  # what is gained by less is noise
-_PROBE_EVERY = 64  # turns after which the other way is tried again, since times change
+# The other way is looked at again now and then, since times change; by what costs some 2 % at most.
+_DRAFTS_PER_PLAIN_TURN = 64
+_TOKENS_PER_LOOK = 256
+_LOOK_LENGTH, _LOOK_DRAFTS = 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +78,6 @@ class _Rate:
         self.below = self.below * kept + below
 
     @property
-    def is_known(self) -> bool:
-        return self.below >= _LEAST_MEASURED
-
-    @property
     def value(self) -> float:
         return self.above / self.below
 
@@ -90,7 +90,9 @@ class Drafting:
     tokens without drafts, to know what these cost, then tries drafts, then does what pays.
     """
 
-    num_turns: int = 0
+    _num_plain: int = 0  # tokens since drafts were looked at, where these do not pay
+    _num_drafts: int = 0  # since a plain turn was looked at, where drafts do
+    _num_looks: int = 0  # drafts still to be tried of such a look
     _plain: dict[int, _Rate] = field(default_factory=dict)  # seconds per token, by who spoke
     _draft: _Rate = field(default_factory=_Rate)  # seconds per drafted token
     _decide: _Rate = field(default_factory=_Rate)  # seconds per draft
@@ -104,15 +106,22 @@ class Drafting:
         """
         if speculation.always:
             return speculation.max_tokens
-        self.num_turns += 1
-        if not all(self._rate_of(member).is_known for member in shares):
+        if any(self._rate_of(member).below < _LEAST_TOKENS for member in shares):
             return 0
-        if not (self._draft.is_known and self._decide.is_known):
+        if self._decide.below < _LEAST_DRAFTS:
             return min(_FIRST_LENGTH, speculation.max_tokens)
         best = best_length(self.measured(speculation, shares), speculation.max_tokens)
-        if self.num_turns % _PROBE_EVERY == 0:
-            return 0 if best else min(_FIRST_LENGTH, speculation.max_tokens)
-        return best
+        if best and self._num_drafts < _DRAFTS_PER_PLAIN_TURN:
+            return best
+        if best:
+            self._num_drafts = 0
+            return 0
+        if self._num_plain >= _TOKENS_PER_LOOK:
+            self._num_plain, self._num_looks = 0, _LOOK_DRAFTS
+        if not self._num_looks:
+            return 0
+        self._num_looks -= 1
+        return min(_LOOK_LENGTH, speculation.max_tokens)
 
     def measured(self, speculation: Speculation, shares: Mapping[int, float]) -> Measured:
         """All that was measured, in one."""
@@ -128,6 +137,7 @@ class Drafting:
     def note_plain(self, member: int, num_tokens: int, seconds: float) -> None:
         """A run without a draft, by one member or, under the key of the first, by all together."""
         self._rate_of(member).add(seconds, num_tokens)
+        self._num_plain += num_tokens
 
     def note_draft(self, num_tokens: int, seconds: float) -> None:
         """A draft was made."""
@@ -136,6 +146,7 @@ class Drafting:
     def note_decision(self, num_decided: int, num_agreed: int, seconds: float) -> None:
         """It was decided on: up to the first that did not agree, so many times."""
         self._decide.add(seconds, 1)
+        self._num_drafts += 1
         self._agreement.add(num_agreed, num_decided)
 
     def _rate_of(self, member: int) -> _Rate:

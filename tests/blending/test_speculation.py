@@ -89,7 +89,7 @@ def test_plain_turns_come_first_then_drafts_and_these_stay_where_they_pay() -> N
 
 def test_drafts_that_do_not_pay_end_but_for_a_look_now_and_then() -> None:
     lengths = run(Drafting(), 400, agreement=0.3, draft_s=0.9)
-    assert sum(map(bool, lengths)) <= 4 + 400 / 64 + 1
+    assert sum(map(bool, lengths)) <= 16 + 4 * (800 / 256)  # two tokens a turn; looks are of four
     assert lengths[-1] == 0
 
 
