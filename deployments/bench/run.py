@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 class Outlet:
     """Where a run goes besides the terminal."""
 
-    json: Path | None = None  # a folder: a file in it, named by time, blend file and commit
+    json: Path | None = None  # a folder: a file in it, named by time and blend file
     picture: Path | None = None
     markdown: Path | None = None
 
@@ -105,7 +105,7 @@ def tell(run: Run, outlet: Outlet) -> None:
     if outlet.json is not None:
         target = outlet.json
         if target.is_dir():
-            target = target / f"{run.machine.time[:10]}-{run.name}-{run.machine.commit[:7]}.json"
+            target = target / f"{run.machine.time[:16].replace(':', '')}-{run.name}.json"
         target.write_text(as_json(run), encoding="utf-8")
     if outlet.picture is not None:
         outlet.picture.write_text(draw_run(run), encoding="utf-8")
