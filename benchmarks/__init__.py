@@ -1,4 +1,4 @@
-"""What Cuvée costs, measured beside plain transformers in one run; see docs/benchmarks.md."""
+"""Pools, faults, long loads and ramps, measured; what blending costs, `cuvee bench` tells."""
 
 import os
 

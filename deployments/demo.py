@@ -48,6 +48,8 @@ def only_blends(spec: ClusterSpec, names: tuple[str, ...]) -> ClusterSpec:
     """The spec without other blends, and without the members that only those use."""
     mapping = spec.to_mapping()
     mapping["blends"] = {name: mapping["blends"][name] for name in names}
+    if mapping["serving"].get("default_blend") not in names:
+        mapping["serving"]["default_blend"] = names[0]
     used = {member for blend in mapping["blends"].values() for member in blend["members"]}
     mapping["members"] = {name: m for name, m in mapping["members"].items() if name in used}
     return ClusterSpec.model_validate(mapping)

@@ -1,4 +1,4 @@
-"""A member whose replicas live in known servers, leased without Ray: for tests and benchmarks.
+"""A member whose replicas live in known servers, in this process, leased without Ray: for tests.
 
 The tokens take the same way as with Ray Serve: lease, secret, exchange over gRPC.
 """

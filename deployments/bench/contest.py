@@ -12,9 +12,10 @@ from cluster.merging.cache import folder_of
 from cluster.spec import MemberSpec
 from deployments.bench import engines, rivals
 from deployments.bench.children import answer_blocking
-from deployments.bench.engines import ActorPeers, BareEngine, PipedPeers
+from deployments.bench.engines import BareEngine
 from deployments.bench.figures import Reply
 from deployments.bench.loading import Loaded
+from deployments.bench.peers import ActorPeers, PipedPeers
 from deployments.bench.races import ContestPlan, Race, Reading, Rival
 from deployments.bench.rivals import PlainModel
 from deployments.bench.workload import Job
@@ -129,7 +130,9 @@ class Contest:
     def _plain(self, name: str) -> PlainModel:
         if name not in self._plains:
             spec = self._specs[name]
-            self._plains[name] = PlainModel(folder_of(spec, download=False), spec.dtype)
+            folder = folder_of(spec, download=False)
+            same = (known for known in self._plains.values() if known.is_from(folder, spec.dtype))
+            self._plains[name] = next(same, None) or PlainModel(folder, spec.dtype)
         return self._plains[name]
 
     def _engine(self, name: str) -> BareEngine:

@@ -27,8 +27,13 @@ class PlainModel:
     def __init__(self, folder: Path, dtype: str) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model: Any = AutoModelForCausalLM
+        self._origin = folder, dtype
         self.model = model.from_pretrained(folder, dtype=getattr(torch, dtype, dtype)).eval()
         self._end_id: int = self.tokenizer.eos_token_id
+
+    def is_from(self, folder: Path, dtype: str) -> bool:
+        """Whether it is that model: two members may have the same weights."""
+        return self._origin == (folder, dtype)
 
     def cache(self) -> Any:
         """An empty one."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import typer
+from pydantic import ValidationError
 
 from cluster.cli.call import EXIT_INTERRUPTED, Server, print_error
 from cluster.cli.credentials import Credentials, current
@@ -33,6 +34,7 @@ from deployments.bench.rounds import measure
 from deployments.bench.settings import Settings
 from deployments.bench.systems import FarSystem, System, as_processes, on_ray
 from deployments.bench.workload import Subject, fresh_jobs, subjects_of
+from deployments.demo import only_blends
 
 _TIMEOUT_S = 30.0
 
@@ -43,7 +45,7 @@ Say = Callable[[str], None]
 class Outlet:
     """Where a run goes besides the terminal."""
 
-    json: Path | None = None  # a folder: a file in it, named by time, blend file and commit
+    json: Path | None = None  # a folder: a file in it, named by time and blend file
     picture: Path | None = None
     markdown: Path | None = None
 
@@ -84,7 +86,7 @@ def measured_run(wanted: Wanted, say: Say) -> Run:
     if wanted.address is not None:
         return _measured(wanted, FarSystem(wanted.address), None, current.get(), say)
     file = wanted.file or Path(str(files("deployments.bench") / "tiny.yaml"))
-    spec = load_spec(file)
+    spec = _chosen(load_spec(file), wanted.blends)
     for name, member in spec.members.items():
         try:
             folder_of(member, download=False)
@@ -103,12 +105,23 @@ def tell(run: Run, outlet: Outlet) -> None:
     if outlet.json is not None:
         target = outlet.json
         if target.is_dir():
-            target = target / f"{run.machine.time[:10]}-{run.name}-{run.machine.commit[:7]}.json"
+            target = target / f"{run.machine.time[:16].replace(':', '')}-{run.name}.json"
         target.write_text(as_json(run), encoding="utf-8")
     if outlet.picture is not None:
         outlet.picture.write_text(draw_run(run), encoding="utf-8")
     if outlet.markdown is not None:
         put_fragment(outlet.markdown, run.name, tables)
+
+
+def _chosen(spec: ClusterSpec, blends: Sequence[str]) -> ClusterSpec:
+    """The spec without other blends, and without the members that only those use."""
+    if unknown := [name for name in blends if name not in spec.blends]:
+        words = f"got {', '.join(unknown)}; expected blends of: {', '.join(spec.blends)}"
+        raise InvalidRequest("UNKNOWN_BLEND", words, field="blend")
+    try:
+        return only_blends(spec, tuple(blends)) if blends else spec
+    except ValidationError:  # a ranker or a gate uses members of other blends
+        return spec
 
 
 def _measured(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,6 +12,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
+
+import deployments.cli  # noqa: F401  # adds `bench`
+from cluster.cli.main import app
+from tests.rig import running
 
 WITHOUT_RAY = """
 import sys
@@ -50,8 +56,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cases_of(folder: Path) -> dict[str, dict[str, Any]]:
-    content = json.loads((folder / "run.json").read_text())
-    return {case["name"]: case for case in content["cases"]}
+    return cases_at(folder / "run.json")
+
+
+def cases_at(file: Path) -> dict[str, dict[str, Any]]:
+    return {case["name"]: case for case in json.loads(file.read_text())["cases"]}
 
 
 @pytest.mark.timeout(300)
@@ -93,3 +102,32 @@ def test_tables_and_picture_tell_of_it(folder: Path) -> None:
     assert "What blending costs" in tables
     assert "a sequential ensemble on our engine" in tables
     assert ElementTree.parse(folder / "run.svg").getroot().tag.endswith("svg")
+
+
+async def test_a_cluster_that_runs_is_loaded_from_outside(tmp_path: Path) -> None:
+    file = tmp_path / "far.json"
+    async with running(SPEC) as rig:
+        command = f"bench --address 127.0.0.1:{rig.edge.port} --rounds 1 --tokens 4 --clients 2"
+        command += f" --replies 2 --streams 4 --json {file}"
+        bench = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", WITHOUT_RAY, *command.split(), stdout=subprocess.DEVNULL
+        )
+        assert await bench.wait() == 0
+    assert {"austen, 4 streams", "kjv, 4 streams", "tokens, 4 streams"} == cases_at(file).keys()
+    assert json.loads(file.read_text())["way"] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("bench --blend owl --no-ray", "got owl; expected blends of: tokens, tokens-of-three"),
+        ("bench --picture run.png", "got run.png; expected a file that ends in .svg"),
+        ("bench --address 127.0.0.1:1 --rivals", "loaded as it is, without FILE or rivals"),
+        ("bench --address 127.0.0.1:1", "127.0.0.1:1 cannot be asked"),
+        ("bench no.yaml", "no.yaml: there is no such file"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_words(command: str, words: str) -> None:
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code in (1, 2)
+    assert words in " ".join(result.output.replace("│", " ").split())

@@ -16,6 +16,7 @@ from deployments.bench.history import draw_history, read_history
 from deployments.bench.picture import draw_run
 from deployments.bench.races import Rival
 from deployments.bench.report import Run, as_json, as_markdown
+from deployments.bench.run import Outlet, tell
 from tests.bench.factories import PAIR, run_of
 
 
@@ -117,3 +118,17 @@ def test_what_is_no_run_is_refused_by_name(content: str, tmp_path: Path) -> None
 def test_an_empty_history_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="expected a folder with JSON"):
         read_history(tmp_path)
+
+
+def test_a_run_goes_where_it_is_wanted(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- given: begin -->\nold\n<!-- given: end -->\nafter\n")
+    tell(run, Outlet(json=tmp_path, picture=tmp_path / "run.svg", markdown=page))
+    assert read_history(tmp_path)[0].commit == "0123abc"
+    assert (tmp_path / "2026-01-02T0304-given.json").exists()
+    assert (tmp_path / "run.svg").read_text() == draw_run(run)
+    assert capsys.readouterr().out.strip() == as_markdown(run)
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
