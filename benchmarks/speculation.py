@@ -6,9 +6,9 @@ The large member is made at run time, by passthrough merging: `tiny-austen` with
 layers there 20 times (--copies), all but one silent (outputs scaled by 0, as LLaMA-Pro adds
 layers). It has tiny-austen's law at the cost of a model 20 times as deep. Who drafts is tiny-base,
 five layers, from which tiny-austen was tuned: how often a draft stands is how often these two
-models agree, and what a pass costs is what its depth costs. Each round takes every case once without
-and once with drafts, next to each other and in changing order, on the same seed; the texts are
-compared, and the ratio is taken per round.
+models agree, and what a pass costs is what its depth costs. Each round takes every case once
+without and once with drafts, next to each other and in changing order, on the same seed; the
+texts are compared, and the ratio is taken per round.
 """
 
 from __future__ import annotations
