@@ -3,12 +3,12 @@
     python -m benchmarks.speculation --page docs/benchmarks.md
 
 The large member is made at run time, by passthrough merging: `tiny-austen` with each of its five
-layers there 20 times (--copies), all but one silent (outputs times 0, as LLaMA-Pro adds layers).
-It has tiny-austen's law at the cost of a model 20 times as deep. Who drafts is tiny-base, five
-layers, from which tiny-austen was tuned: how often a draft stands is how often these two models
-agree, and what a pass costs is what its depth costs. Each round takes every case once without and
-once with drafts, next to each other and in changing order, on the same seed; the texts are
-compared, and the ratio is taken per round.
+layers there 20 times (--copies), all but one silent (outputs scaled by 0, as LLaMA-Pro adds
+layers). It has tiny-austen's law at the cost of a model 20 times as deep. Who drafts is tiny-base,
+five layers, from which tiny-austen was tuned: how often a draft stands is how often these two
+models agree, and what a pass costs is what its depth costs. Each round takes every case once
+without and once with drafts, next to each other and in changing order, on the same seed; the
+texts are compared, and the ratio is taken per round.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import Spread
+from benchmarks.machine import machine_line
+from benchmarks.markdown import number, put_fragment, table
 from cluster.members.base import Prompt
 from cluster.members.build import build_replica
 from cluster.members.direct import DirectMember
@@ -33,9 +36,6 @@ from cluster.router.answers import Outcome
 from cluster.router.core import Router
 from cluster.router.requests import GenerationRequest, Sampling, Stopping
 from cluster.spec import RecipeSpec, parse_spec
-from deployments.bench.figures import Spread
-from deployments.bench.machine import machine_line
-from deployments.bench.markdown import number, put_fragment, table
 
 NUM_LAYERS = 5
 PROMPT = "It is a truth universally acknowledged, that"
@@ -169,9 +169,9 @@ def report(found: dict[str, Measured], num_rounds: int, num_tokens: int, depths:
             )
         )
     about = (
-        f"{depths}; {num_rounds} rounds of {num_tokens} tokens, one stream: medians of the rounds' "
-        "ratios (lowest to highest), without drafts to with; passes per token of the member that "
-        "does not draft; all texts equal."
+        f"{depths}; {num_rounds} rounds of {num_tokens} tokens, one stream: medians of the "
+        "rounds' ratios (lowest to highest), without drafts to with; "
+        "passes per token of the member that does not draft; all texts equal."
     )
     return "\n".join([*table(head, rows), "", about, "", f"Machine: {machine_line()}."])
 
