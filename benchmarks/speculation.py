@@ -23,9 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Spread
-from benchmarks.machine import machine_line
-from benchmarks.markdown import number, put_fragment, table
 from cluster.members.base import Prompt
 from cluster.members.build import build_replica
 from cluster.members.direct import DirectMember
@@ -36,6 +33,9 @@ from cluster.router.answers import Outcome
 from cluster.router.core import Router
 from cluster.router.requests import GenerationRequest, Sampling, Stopping
 from cluster.spec import RecipeSpec, parse_spec
+from deployments.bench.figures import Spread
+from deployments.bench.machine import machine_line
+from deployments.bench.markdown import number, put_fragment, table
 
 NUM_LAYERS = 5
 PROMPT = "It is a truth universally acknowledged, that"
