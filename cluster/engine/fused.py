@@ -1,7 +1,7 @@
 """A decoder's forward pass in few kernels: for small models most of a step is what calls them.
 
-transformers' Llama takes 38 kernels per layer and calls some twenty modules around them, this takes
-26 and no module: matrices that read the same input are one, positions turn queries and keys at
+transformers' Llama takes 37 kernels per layer and calls some twenty modules around them, this takes
+24 and no module: matrices that read the same input are one, positions turn queries and keys at
 once. No weight is held twice: the model's parameters become views of the joined ones, or are
 released where those are packed.
 
