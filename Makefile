@@ -8,7 +8,7 @@ TORCH   := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-router-a test-router-m test-others check protos protos-check k8s format clean
+.PHONY: help setup demo test test-router-a test-router-m test-others check protos protos-check k8s format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,21 +32,22 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## Start the cluster on loopback, show a blended reply, stop
 	$(BIN)/cuvee demo
 
-test: setup  ## Run all checks and all tests, two processes at a time
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check test-router-a test-router-m
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-cluster test-others
-
-test-cluster:
+test: setup  ## Run all checks and all tests, those without a cluster in three processes
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
+	  check test-router-a test-router-m test-others
 	$(BIN)/pytest -m cluster
+
+# Threads of one process would wait for each other where several processes share the cores.
+test-router-a test-router-m test-others: export OMP_NUM_THREADS := 1
 
 test-router-a:
 	$(BIN)/pytest -m "not cluster" tests/router/test_[a-l]*.py
 
 test-router-m:
-	$(BIN)/pytest -m "not cluster" tests/router/test_[m-r]*.py
+	$(BIN)/pytest -m "not cluster" tests/router/test_[m-z]*.py
 
-test-others:  # beside clusters, which often wait: with what those leave over
-	nice -n 19 $(BIN)/pytest -m "not cluster" --ignore-glob='tests/router/test_[a-r]*'
+test-others:
+	$(BIN)/pytest -m "not cluster" --ignore=tests/router
 
 check: setup  ## Run the checks, cheapest first
 	$(BIN)/ruff check .

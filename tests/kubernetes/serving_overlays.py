@@ -1,4 +1,4 @@
-"""Each overlay's Serve configuration on a real Ray cluster, by `serve deploy`; as JSON.
+"""Overlays' Serve configurations on a real Ray cluster, by `serve deploy`; as JSON.
 
 A process of its own, since one process is connected to one Ray cluster at a time. Two nodes offer
 what two pods of every pool do, as logical resources, and want Ray's token, as pods do. There are no
@@ -35,6 +35,7 @@ from tests.rankers.checkpoints import make_ranker
 
 TINY = {"model": "embedded:tiny-austen", "dtype": "float32", "kv_memory": "32MiB"}
 READY_TIMEOUT_S = 240.0
+DEPLOYED = ("local", "production")  # which has all that `gpu` has
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
             **local | head | {"include_dashboard": True, "metrics_export_port": metrics}
         )
         cluster.add_node(**local)
-        for overlay in OVERLAYS:
+        for overlay in DEPLOYED:
             site = Site(folder / overlay, f"http://127.0.0.1:{dashboard}", metrics)
             said[overlay] = site.try_out(overlay)
         json.dump(said, sys.stdout)

@@ -1,4 +1,4 @@
-"""What `serve deploy` makes of each overlay's configuration, on a real Ray cluster."""
+"""What `serve deploy` makes of overlays' configurations, on a real Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from deployments.kubernetes.overlays import OVERLAYS
 from deployments.metric_names import MEMBER_GAUGES, RAY_PREFIX
 from tests.kubernetes.objects import spec_of
+from tests.kubernetes.serving_overlays import DEPLOYED
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -26,8 +26,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_overlay_is_deployed_and_answers(overlay: str, said: dict[str, Any]) -> None:
+@pytest.mark.parametrize("overlay", DEPLOYED)
+def test_overlays_are_deployed_and_answer(overlay: str, said: dict[str, Any]) -> None:
     assert said[overlay]["num_tokens"] == 24
     assert set(said[overlay]["members"]) <= spec_of(overlay).members.keys()
 
