@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from cluster.errors import InternalError
-from cluster.garbage import spare_what_stays
+from cluster.garbage import put_off, spare_what_stays
 from cluster.members.base import ReplicaState
 from cluster.members.leases import LeaseGrant
 from cluster.members.server import MemberServer
@@ -27,6 +27,7 @@ class MemberDeployment:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, name: str, spec: dict[str, Any]
     ) -> None:
+        put_off()
         # Here, since it brings torch along: the driver and the router do without.
         from cluster.members.build import build_replica
         from cluster.members.process import end_at_once

@@ -49,7 +49,7 @@ def test_a_token_by_all_takes_one_pass_of_each_member(pool: Pool) -> None:
 def test_the_transcript_is_told_once_however_long_it_is(pool: Pool) -> None:
     short, long = (
         asyncio.run(run_phase(pool, ASKS["tokens"], 2, 1, num_tokens, jobs_of()))
-        for num_tokens in (200, 1600)
+        for num_tokens in (150, 900)
     )
     assert long.exchange_bytes / long.num_tokens < short.exchange_bytes / short.num_tokens
     # Openings and closings apart, there are as many messages: a step and an answer for each run.

@@ -241,7 +241,7 @@ async def test_drafted_tokens_have_the_law_of_the_ensemble(rig: Rig) -> None:
     Seeds are fixed; over seeds, the true law would fail with probability 1e-6.
     """
     _, law = await asyncio.to_thread(law_of_two, 1.0, 1.0)  # the loop has pings to answer
-    num, room = 600, asyncio.Semaphore(8)
+    num, room = 400, asyncio.Semaphore(8)
     end = plain_model("austen")[2]
     weights = Overrides(weights={"austen": 0.35, "kjv": 0.65})
 
