@@ -35,7 +35,7 @@ demo: setup  ## Start the cluster on loopback, show a blended reply, stop
 test: setup  ## Run all checks and all tests, those without a cluster in three processes
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
 	  check test-router-a test-router-m test-others
-	$(BIN)/pytest -m cluster
+	$(BIN)/pytest -m cluster tests/cli tests/deployments tests/kubernetes
 
 # Threads of one process would wait for each other where several processes share the cores.
 test-router-a test-router-m test-others: export OMP_NUM_THREADS := 1
