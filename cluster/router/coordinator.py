@@ -52,8 +52,10 @@ class Generation:
         self._transcript = Transcript(plan.members, plan.form, plan.stop)
         self._seats = Seats(plan, members, lease_timeout_s)
         self._ticks_s = ticks_s
-        drafting = plan.blend.drafting
-        self._speculator = Speculator(drafting, self._seats, self._transcript, ticks_s)
+        self._speculator: Speculator | None = None  # where somebody may draft
+        if plan.speculation is not None:
+            drafting = plan.blend.drafting
+            self._speculator = Speculator(drafting, self._seats, self._transcript, ticks_s)
         self._finish: FinishReason | None = None
         self._is_behind = bool(plan.received)  # of what the caller has
         self._losses = deque(plan.losses)
@@ -178,8 +180,8 @@ class Generation:
         """
         self._plan = without_lost(self._plan, self._losses, self._transcript.position)
         method, position = self._plan.method, self._transcript.position
-        if self._speech is None and (num_ahead := self._speculator.next_length(self._plan)):
-            block = await self._speculator.take_turn(self._plan, num_ahead)
+        if self._speculator is not None and self._speech is None:
+            block = await self._speculator.take_turn(self._plan)
             if block is not None:
                 return _only(self._take(block))
         if isinstance(method, Together):
@@ -196,7 +198,9 @@ class Generation:
 
     def _next_speech(self, method: Method) -> Speech:
         position = self._transcript.position
-        most = self._speculator.most_plain(self._plan)
+        most = self._plan.max_tokens - position
+        if self._speculator is not None:
+            most = self._speculator.most_plain(self._plan)
         run = method.next_run(position, most, dropped=self._dropped)
         weights: tuple[tuple[str, float], ...] = ()
         if isinstance(method, AdaptiveMixture | Routed):
@@ -221,9 +225,10 @@ class Generation:
         return update
 
     async def _draw_together(self, method: Together) -> Update:
-        is_fair, began_s = self._seats.have_read(method.speakers), self._ticks_s()
+        began_s = self._ticks_s()
+        is_timed = self._speculator is not None and self._seats.have_read(method.speakers)
         combined = await combined_next(method, self._seats, self._transcript)
-        if is_fair:
+        if self._speculator is not None and is_timed:
             self._speculator.note_plain(TOGETHER, 1, self._ticks_s() - began_s)
         if combined is None:
             self._finish = FinishReason.CONTEXT_FULL
@@ -265,7 +270,7 @@ class Generation:
                         if event.end is not None:
                             self._end_run(event.end)
                 num_said = transcript.position - position
-                if known and num_said:
+                if self._speculator is not None and known and num_said:
                     self._speculator.note_plain(run.member, num_said, seat.step_s)
                 return
             except ReplicaLost as error:

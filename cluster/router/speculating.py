@@ -66,7 +66,7 @@ class Speculator:
         self._ticks_s = ticks_s
         self._num_turns = 0
 
-    def next_length(self, plan: Plan) -> int:
+    def _next_length(self, plan: Plan) -> int:
         """How many tokens to draft now; 0: take a plain turn.
 
         The first turn is always plain: no first token waits for a draft.
@@ -93,8 +93,11 @@ class Speculator:
             return left
         return min(left, 1 if self._num_turns == 1 else _MOST_PLAIN)
 
-    async def take_turn(self, plan: Plan, num_tokens: int) -> Block | None:
-        """Draft, decide, settle; None where only a plain turn can tell what comes next."""
+    async def take_turn(self, plan: Plan) -> Block | None:
+        """Draft, decide, settle; None where a plain turn is to be taken instead."""
+        num_tokens = self._next_length(plan)
+        if not num_tokens:
+            return None
         assert plan.speculation is not None
         method, drafter, seats = plan.method, plan.speculation.draft, self._seats
         is_fair = seats.have_read({*plan.seated})  # who still reads the prompt takes longer
