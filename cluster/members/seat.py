@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.members.base import (
@@ -53,8 +54,9 @@ class Seat:
         self.step_s = 0.0  # from the last step's sending until its end was heard
         self.known = 0  # how much of the reply the replica has: tokens, or bytes for Form.TEXT
         self._lease = lease
-        self._news: asyncio.Queue[Event] = asyncio.Queue()
-        self._last: Event | None = None  # that came
+        self._news: deque[Event] = deque()
+        self._has_news = asyncio.Event()
+        self._is_running = False  # a step, whose end was not taken yet
         self._sent_s = 0.0
         self._channel: Channel | None = None
 
@@ -77,46 +79,54 @@ class Seat:
         assert isinstance(event, StepEvent), "a sequence opens once"
         return event.news_logprobs
 
-    async def run(self, step: Step) -> AsyncGenerator[StepEvent, None]:
-        """Carry out a step; yields its events as they come, the last one with an end.
-
-        Leaving the iteration early cancels the step; the seat can then only be closed.
-        """
-        assert self._channel is not None, "run before open"
+    def begin(self, step: Step) -> None:
+        """Have a step carried out, of which `heard` tells."""
+        assert self._channel is not None, "begun before open"
         self._sent_s = time.monotonic()
+        self._is_running = True
         self._channel.step(step)
         self.usage.steps += 1
-        is_over = False
-        try:
-            while not is_over:
-                event = await self._next()
-                assert isinstance(event, StepEvent), "a sequence opens once"
-                is_over = event.end is not None
-                if event.tokens or event.distribution or is_over:
-                    yield event
-        finally:
-            if not is_over:
-                self._channel.cancel()
+
+    async def heard(self) -> StepEvent:
+        """The next event of the step with anything to tell; the last one has an end."""
+        while True:
+            event = await self._next()
+            assert isinstance(event, StepEvent), "a sequence opens once"
+            self._is_running = event.end is None
+            if event.tokens or event.distribution or event.end is not None:
+                return event
+
+    async def answer(self, step: Step) -> list[StepEvent]:
+        """All that a step tells."""
+        self.begin(step)
+        events = [await self.heard()]
+        while events[-1].end is None:
+            events.append(await self.heard())
+        return events
 
     async def close(self) -> None:
-        """Forget the sequence and give the replica back; never fails."""
+        """Forget the sequence, even in mid-step, and give the replica back; never fails."""
         if self._channel is not None:
+            if self._is_running:
+                self._channel.cancel()
             self._channel.close()
-        while not self._news.empty():
-            self._count(self._news.get_nowait())
+        while self._news:
+            self._count(self._news.popleft())
         await self._lease.release()
 
     def _hear(self, event: Event) -> None:
         """Tokens that come before the last ones were taken join them: who is late catches up."""
         if isinstance(event, StepEvent) and event.end is not None:
             self.step_s = time.monotonic() - self._sent_s
-        if not self._news.empty() and _joins(self._last, event):
-            return
-        self._last = event
-        self._news.put_nowait(event)
+        if not (self._news and _joins(self._news[-1], event)):
+            self._news.append(event)
+            self._has_news.set()
 
     async def _next(self) -> Event:
-        event = await self._news.get()
+        while not self._news:
+            self._has_news.clear()
+            await self._has_news.wait()
+        event = self._news.popleft()
         self._count(event)
         if isinstance(event, Failed):
             raise event.error
@@ -129,7 +139,7 @@ class Seat:
             self.usage.cached_tokens += event.num_cached
 
 
-def _joins(last: Event | None, event: Event) -> bool:
+def _joins(last: Event, event: Event) -> bool:
     """Add drawn tokens to those of the event before, if both have nothing else to tell."""
     if not (isinstance(last, StepEvent) and isinstance(event, StepEvent)):
         return False

@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
 
 from cluster.blending.adaptive import AdaptiveMixture
-from cluster.blending.base import Learner, Method, Run, Together
+from cluster.blending.base import Learner, Method, Together
 from cluster.blending.combined import Mean, Product
 from cluster.blending.losing import without
 from cluster.blending.routing import Cascade, Routed
-from cluster.errors import MemberGone, ReplicaLost
-from cluster.members.base import Form, Member, RunEnd, StepEvent
+from cluster.errors import MemberGone
+from cluster.members.base import Form, Member, RunEnd
 from cluster.router.answers import FinishReason, Law, MemberUsage, Outcome, Update
 from cluster.router.notices import Notice, NoticeKind
 from cluster.router.plan import Plan
@@ -27,8 +26,9 @@ from cluster.router.resuming import (
 )
 from cluster.router.seating import ask_gate, sit_down
 from cluster.router.seats import Seats
+from cluster.router.speaking import Speaking
 from cluster.router.speculating import TOGETHER, Block, Speculator
-from cluster.router.steps import Speech, step_for
+from cluster.router.steps import Speech
 from cluster.router.together import LawSoFar, combined_next, drawn_together
 from cluster.router.transcript import Transcript
 
@@ -57,6 +57,8 @@ class Generation:
             drafting = plan.blend.drafting
             self._speculator = Speculator(drafting, self._seats, self._transcript, ticks_s)
         self._finish: FinishReason | None = None
+        self._is_seated = False
+        self._speaking: Speaking | None = None  # who has the word, if one member has
         self._is_behind = bool(plan.received)  # of what the caller has
         self._losses = deque(plan.losses)
         self._speech: Speech | None = None  # a run that broke off elsewhere, to go on with
@@ -80,36 +82,45 @@ class Generation:
 
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Take turns until the reply has ended; commit and pass on."""
-        transcript = self._transcript
-        last, is_seated = Update(), False
+        transcript, last = self._transcript, Update()
         try:
             if self._is_behind and not self._needs_views:
                 self._recall({})
             with minding_format(self._plan):
                 while self._finish is None:
                     try:
-                        if not is_seated:
-                            await sit_down(self._plan, self._seats, self._transcript)
-                            is_seated = True
-                            await self._stand()
-                            self._end_if_due()
-                            continue
-                        async with aclosing(await self._turn()) as turn:
-                            async for update in turn:
-                                if transcript.stop_string:
-                                    last = update  # shown with the outcome: nobody can ask for more
-                                else:
-                                    yield update
+                        update = await self._next()
                     except MemberGone as gone:
+                        self._speaking = None
                         await self._seats.leave()  # the others may have been stopped in mid-step
-                        yield Update(notices=(self._go_on_without(gone),))
-                    self._end_if_due()
+                        update = Update(notices=(self._go_on_without(gone),))
+                    if self._speaking is None:
+                        self._end_if_due()
+                    if transcript.stop_string:
+                        last = update  # shown with the outcome: nobody can ask for more
+                    elif update.text or update.tokens or update.notices:
+                        yield update
             rest = transcript.finish()
             self._end_if_due()
         finally:
             await self._seats.leave()
         tokens = [*last.tokens, *rest.tokens]
         yield Update(last.text + rest.text, tokens, self._outcome(self._finish))
+
+    async def _next(self) -> Update:
+        """The next piece; empty where something had to be done before there can be one."""
+        if not self._is_seated:
+            await sit_down(self._plan, self._seats, self._transcript)
+            self._is_seated = True
+            await self._stand()
+            return Update()
+        if self._speaking is None:
+            return await self._turn()
+        update = await self._speaking.heard()
+        if self._speaking.is_over:
+            self._end_run(self._speaking)
+            self._speaking = None
+        return update
 
     def _end_if_due(self) -> None:
         if self._transcript.stop_string:
@@ -171,30 +182,26 @@ class Generation:
         self._notices.append(notice)
         return notice
 
-    async def _turn(self) -> AsyncGenerator[Update, None]:
-        """A token by all, or a run by one.
-
-        A run is fixed when it is planned. If its replica is lost, another one of the same member
-        is given the transcript and draws the rest of the run: the same tokens, because every
-        uniform is fixed by its position.
-        """
+    async def _turn(self) -> Update:
+        """A token by all, what a draft led to, or the word for one member."""
         self._plan = without_lost(self._plan, self._losses, self._transcript.position)
         method, position = self._plan.method, self._transcript.position
         if self._speculator is not None and self._speech is None:
             block = await self._speculator.take_turn(self._plan)
             if block is not None:
-                return _only(self._take(block))
+                return self._take(block)
         if isinstance(method, Together):
-            return _only(await self._draw_together(method))
+            return await self._draw_together(method)
         speech, self._speech = self._speech, None
         if speech is None:
             if isinstance(method, Routed) and not method.is_decided(position):
                 fits = await ask_gate(method, self._seats, self._transcript)
                 if not fits:
                     self._finish = FinishReason.CONTEXT_FULL
-                    return _only(Update())
+                    return Update()
             speech = self._next_speech(method)
-        return self._speak(speech)
+        self._speaking = Speaking(self._plan, speech, self._seats, self._transcript)
+        return Update()
 
     def _next_speech(self, method: Method) -> Speech:
         position = self._transcript.position
@@ -248,56 +255,16 @@ class Generation:
             method.rule.learn(combined.told, drawn.token.id)
         return self._transcript.commit(drawn.member, [drawn.token], drawn.shares, drawn.bound)
 
-    async def _speak(self, speech: Speech) -> AsyncGenerator[Update, None]:
-        """One run, on as many replicas as it takes."""
-        run, transcript = speech.run, self._transcript
-        while not self._is_done(run):
-            try:
-                seat = await self._seats.take(run.member)
-                known, position = seat.known, transcript.position
-                step = step_for(self._plan, speech, transcript, known)
-                async with aclosing(seat.run(step)) as events:
-                    async for event in events:
-                        self._listen(run.member, known, event)
-                        if event.tokens:
-                            yield transcript.commit(
-                                run.member, event.tokens, weights=speech.weights
-                            )
-                            seat.known = transcript.length
-                            self._seats.progress(run.member)
-                        if transcript.stop_string:
-                            return
-                        if event.end is not None:
-                            self._end_run(event.end)
-                num_said = transcript.position - position
-                if self._speculator is not None and known and num_said:
-                    self._speculator.note_plain(run.member, num_said, seat.step_s)
-                return
-            except ReplicaLost as error:
-                await self._seats.lose(run.member, error)
-
-    def _listen(self, member: int, known: int, event: StepEvent) -> None:
-        """Note what the speaker thinks of what others said, and it itself."""
-        evidence = self._plan.evidence
-        if evidence is None:
+    def _end_run(self, speaking: Speaking) -> None:
+        if speaking.end is None:
             return
-        if event.news_logprobs:
-            evidence.note(member, known, event.news_logprobs)
-        if event.tokens:
-            logprobs = [token.logprob for token in event.tokens]
-            evidence.note(member, self._transcript.position, logprobs)
-
-    def _is_done(self, run: Run) -> bool:
-        """Whether a replica lost after the run's last token left nothing more to draw."""
-        num_done = self._transcript.position - run.position
-        return num_done >= run.max_tokens and not self._transcript.is_torn
-
-    def _end_run(self, end: RunEnd) -> None:
-        self._dropped = end in (RunEnd.BORDER, RunEnd.DOUBT)
-        if end is RunEnd.DOUBT:
+        self._dropped = speaking.end in (RunEnd.BORDER, RunEnd.DOUBT)
+        if speaking.end is RunEnd.DOUBT:
             assert isinstance(self._plan.method, Cascade), "only these may doubt"
             self._plan.method.doubt(self._transcript.position)
-        self._finish = _FINISHES.get(end)
+        self._finish = _FINISHES.get(speaking.end)
+        if self._speculator is not None and speaking.fair_s is not None:
+            self._speculator.note_plain(speaking.member, speaking.num_said, speaking.fair_s)
 
     def _outcome(self, finish: FinishReason | None) -> Outcome:
         assert finish is not None, "a reply ends for a reason"
@@ -314,7 +281,3 @@ class Generation:
             usage=self.usage,
             notices=tuple(self._notices),
         )
-
-
-async def _only(update: Update) -> AsyncGenerator[Update, None]:
-    yield update

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -56,8 +55,7 @@ async def _open_and_run(seat: Seat, start: SequenceStart, want: Step | None) -> 
     await seat.open(start)
     answer = Answer(seat.info, seat.usage.prompt_tokens, seat.prompt_digest)
     if want is not None:
-        async with aclosing(seat.run(want)) as events:
-            async for event in events:
-                answer.tokens += event.tokens
-                answer.news_logprobs += event.news_logprobs
+        for event in await seat.answer(want):
+            answer.tokens += event.tokens
+            answer.news_logprobs += event.news_logprobs
     return answer

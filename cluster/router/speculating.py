@@ -10,7 +10,6 @@ how long the next one is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from cluster.blending.base import Combined, Method, Together
@@ -207,8 +206,7 @@ class Speculator:
             try:
                 seat = await self._seats.take(member)
                 ids = (*self._transcript.ids(seat.known), *(token.id for token in draft))
-                async with aclosing(seat.run(Step(seat.known, want, token_ids=ids))) as events:
-                    answer = [event async for event in events]
+                answer = await seat.answer(Step(seat.known, want, token_ids=ids))
                 self._seats.progress(member)
                 return answer
             except ReplicaLost as error:

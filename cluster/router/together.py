@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -162,8 +161,7 @@ async def told(
     while True:
         try:
             seat = await seats.take(index)
-            async with aclosing(seat.run(transcript.step(seat.known, rank, end))) as events:
-                answer = [event async for event in events]
+            answer = await seat.answer(transcript.step(seat.known, rank, end))
             seat.known = end
             seats.progress(index)
             return answer

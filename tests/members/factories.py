@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -147,10 +147,9 @@ class Said:
 async def run(seat: Seat, step: Step) -> Said:
     """Carry out one step."""
     said = Said()
-    async with aclosing(seat.run(step)) as events:
-        async for event in events:
-            said.tokens += event.tokens
-            said.end = event.end
+    for event in await seat.answer(step):
+        said.tokens += event.tokens
+        said.end = event.end
     return said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from cluster.errors import CuveeError
@@ -82,9 +82,9 @@ async def begun(seat: Seat) -> asyncio.Task[CuveeError | None]:
 
     async def speak() -> CuveeError | None:
         try:
-            async with aclosing(seat.run(_ENDLESS)) as events:
-                async for _ in events:
-                    has_spoken.set()
+            seat.begin(_ENDLESS)
+            while (await seat.heard()).end is None:
+                has_spoken.set()
         except CuveeError as error:
             return error
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import aclosing
 from functools import cache
 from pathlib import Path
 
@@ -31,8 +30,7 @@ def start(min_share: float = 0.0, **changes: object) -> SequenceStart:
 async def ranked(seat: Seat, text: bytes, base: int = 0) -> Distribution:
     """What the seat's member makes of the symbol after the text, of which it has some bytes."""
     step = Step(base, Rank(len(text)), text[base:])
-    async with aclosing(seat.run(step)) as events:
-        (event,) = [event async for event in events]
+    (event,) = await seat.answer(step)
     assert event.end is RunEnd.COMPLETE
     assert event.distribution is not None
     return event.distribution

@@ -76,7 +76,7 @@ async def test_tokens_that_wait_come_as_one_event() -> None:
     await seat.open(start_of(form=Form.TOKEN_IDS))
     for event in (drew(1), drew(2), drew(3), drew(4, end=RunEnd.COMPLETE)):
         fed.emit(event)
-    (event,) = [event async for event in seat.run(STEP)]
+    (event,) = await seat.answer(STEP)
     assert [token.id for token in event.tokens] == [1, 2, 3, 4]
     assert event.end is RunEnd.COMPLETE
     assert (seat.usage.forward_passes, seat.usage.processed_tokens) == (4, 4)
@@ -89,7 +89,7 @@ async def test_what_is_told_beside_tokens_keeps_its_place() -> None:
     with_news = StepEvent([token(3)], news_logprobs=(-2.0,))
     for event in (drew(1), drew(2), with_news, drew(4, end=RunEnd.COMPLETE)):
         fed.emit(event)
-    events = [event async for event in seat.run(STEP)]
+    events = await seat.answer(STEP)
     assert [[token.id for token in event.tokens] for event in events] == [[1, 2], [3, 4]]
     assert events[1].news_logprobs == (-2.0,)
 
@@ -100,7 +100,7 @@ async def test_tokens_that_came_before_a_loss_are_not_lost() -> None:
     await seat.open(start_of(form=Form.TOKEN_IDS))
     for event in (drew(1), drew(2), Failed(ReplicaLost("REPLICA_LOST", "gone"))):
         fed.emit(event)
-    events = seat.run(STEP)
-    assert [token.id for token in (await anext(events)).tokens] == [1, 2]
+    seat.begin(STEP)
+    assert [token.id for token in (await seat.heard()).tokens] == [1, 2]
     with pytest.raises(ReplicaLost):
-        await anext(events)
+        await seat.heard()
