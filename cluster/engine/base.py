@@ -51,7 +51,7 @@ class Runner(Protocol):
     def states(self) -> Tensor | None:
         """[sum of num_logits, hidden size]: what the last pass's logits were made from.
 
-        None for a runner that cannot tell.
+        None for a runner that cannot tell. The next pass may overwrite them.
         """
         ...
 
@@ -61,7 +61,10 @@ class Runner(Protocol):
         ...
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Feed all chunks in one pass: logits [sum of num_logits, vocab_size], in chunk order."""
+        """Feed all chunks in one pass: logits [sum of num_logits, vocab_size], in chunk order.
+
+        The next pass may overwrite them.
+        """
         ...
 
     def copy(self, copies: Sequence[Copy]) -> None:

@@ -75,22 +75,19 @@ def build_batch(
     chunks: Sequence[Chunk], page_size: int, device: torch.device, *, varlen: bool
 ) -> Batch:
     """Pack the chunks and move everything in one transfer."""
-    shapes = [] if varlen else _shapes(chunks, page_size)
-    order = [i for shape in shapes for i in shape.members] or list(range(len(chunks)))
-    tables = _varlen_tables(chunks) if varlen else _group_tables(chunks, shapes)
-    ids, positions, slots, logit_tokens, *there = _move(
-        [*_pack(chunks, order, page_size), *tables], device
-    )
-    batch = Batch(ids[None], positions[None], slots, logit_tokens)
     if varlen:
-        small = [part.to(torch.int32) for part in there]
         max_queries = max(len(chunk.ids) for chunk in chunks)
         max_keys = max(chunk.start + len(chunk.ids) for chunk in chunks)
-        pages = small[3].view(len(chunks), -1)
-        batch.varlen = Varlen(small[0], small[1], small[2], pages, max_queries, max_keys)
+        parts = varlen_parts(chunks, page_size, max(len(chunk.pages) for chunk in chunks))
+        return varlen_batch(move(parts, device), max_queries, max_keys)
+    shapes = _shapes(chunks, page_size)
+    order = [i for shape in shapes for i in shape.members]
+    parts = [*_pack(chunks, order, page_size), *_group_tables(chunks, shapes)]
+    ids, positions, slots, logit_tokens, *there = move(parts, device)
+    batch = Batch(ids[None], positions[None], slots, logit_tokens)
     end = 0
     for shape, table, spread, kept in zip(
-        shapes, there[::3], there[1::3], there[2::3], strict=False
+        shapes, there[::3], there[1::3], there[2::3], strict=True
     ):
         begin, end = end, end + sum(len(chunks[i].ids) for i in shape.members)
         group = Group(begin, end, table.view(-1, shape.num_pages), positions[begin:end])
@@ -169,15 +166,16 @@ def _group_tables(chunks: Sequence[Chunk], shapes: Sequence[_Shape]) -> list[arr
     return tables
 
 
-def _varlen_tables(chunks: Sequence[Chunk]) -> list[array[int]]:
+def varlen_parts(chunks: Sequence[Chunk], page_size: int, max_pages: int) -> list[array[int]]:
+    """For `varlen_batch`, as many pages for each chunk."""
     num_queries = [len(chunk.ids) for chunk in chunks]
     num_keys = [chunk.start + len(chunk.ids) for chunk in chunks]
-    num_pages = max(len(chunk.pages) for chunk in chunks)
-    table = array("q")
+    table, none = array("q"), array("q", [0]) * max_pages
     for chunk in chunks:
-        table.extend(chunk.pages)
-        table.extend([0] * (num_pages - len(chunk.pages)))
+        table.extend(chunk.pages[:max_pages])
+        table.extend(none[len(chunk.pages) :])
     return [
+        *_pack(chunks, range(len(chunks)), page_size),
         array("q", accumulate(num_queries, initial=0)),
         array("q", accumulate(num_keys, initial=0)),
         array("q", num_keys),
@@ -185,12 +183,29 @@ def _varlen_tables(chunks: Sequence[Chunk]) -> list[array[int]]:
     ]
 
 
-def _move(parts: Sequence[array[int]], device: torch.device) -> list[Tensor]:
-    """All parts through one host buffer; what comes back are views of one tensor there."""
+def varlen_batch(parts: Sequence[Tensor], max_queries: int, max_keys: int) -> Batch:
+    """Of `varlen_parts`, moved; they are read, and none of them on the host."""
+    ids, positions, slots, logit_tokens, *tables = parts
+    cu_queries, cu_keys, num_keys, pages = (table.to(torch.int32) for table in tables)
+    pages = pages.view(len(num_keys), -1)
+    varlen = Varlen(cu_queries, cu_keys, num_keys, pages, max_queries, max_keys)
+    return Batch(ids[None], positions[None], slots, logit_tokens, varlen=varlen)
+
+
+def move(
+    parts: Sequence[array[int]], device: torch.device, into: Tensor | None = None
+) -> list[Tensor]:
+    """All parts through one host buffer; what comes back are views of one tensor there, or of
+    `into`, if that is given.
+    """
     buffer = array("q")
     for part in parts:
         buffer.extend(part)
     host = torch.frombuffer(buffer, dtype=torch.int64)
     if device.type == "cuda":
         host = host.pin_memory()
-    return list(host.to(device, non_blocking=True).split_with_sizes([len(part) for part in parts]))
+    if into is None:
+        there = host.to(device, non_blocking=True)
+    else:
+        there = into.copy_(host, non_blocking=True)
+    return list(there.split_with_sizes([len(part) for part in parts]))

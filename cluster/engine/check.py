@@ -8,6 +8,7 @@ with each other over scrambled pages, tell them apart in well under a second.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,8 +47,81 @@ def check_runner(
     Judged by relative error per position: where all is float32 by the worst; in half precision,
     where rounding may flip an expert's choice here and there, by the median.
     """
+    _judge(_run_in_chunks(runner, sequences), expected, is_single=is_single)
+
+
+def check_graphs(
+    runner: Runner,
+    sizes: Sequence[int],
+    sequences: list[list[int]],
+    expected: list[Tensor],
+    *,
+    is_single: bool,
+) -> None:
+    """The same for a runner that replays passes of up to so many tokens, size by size.
+
+    First each size feeds both sequences from their beginnings, over rows that hold the other one's,
+    so that all it reads it has written. Then, whole sequences being there, each feeds stretches
+    from anywhere in them once more: many in a pass, over all their pages, sizes up and down.
+    """
+    rng = random.Random(0)
+    length = min(len(sequences[0]), runner.num_pages // 2 * runner.page_size)
+    if length < 2:
+        raise Unsupported("SELF_CHECK", "a pool of one page is too small to check them in")
+    known = [ids[:length] for ids in sequences]
+    pages = [list(range(i, num_check_pages(length, runner.page_size), 2)) for i in range(2)]
+
+    def compare(passes: Iterable[list[Chunk]]) -> None:
+        found, wanted = [], []
+        for chunks in passes:
+            found.append(runner.forward(chunks).clone())
+            wanted += [expected[c.sequence][c.start : c.start + len(c.ids)] for c in chunks]
+        _judge([torch.cat(found)], [torch.cat(wanted)], is_single=is_single)
+
+    for size in sizes:
+        pages.reverse()
+        compare(_beginnings(rng, known, pages, size))
+    runner.forward([Chunk(i, 0, known[i], pages[i], num_logits=0) for i in range(2)])
+    for size in [*reversed(sizes), *sizes]:
+        compare([_stretches(rng, known, pages, rng.randint(size // 2 + 1, size))])
+
+
+def _beginnings(
+    rng: random.Random, sequences: list[list[int]], pages: list[list[int]], size: int
+) -> Iterator[list[Chunk]]:
+    """Passes of up to `size` tokens that feed the first 24 of each sequence, or as many as that."""
+    fed, num = [0, 0], min(max(24, size), len(sequences[1]))
+    while min(fed) < num:
+        most = rng.randint(size // 2 + 1, size)
+        first = rng.randint(0, most)
+        ends = [min(end + more, num) for end, more in zip(fed, (first, most - first), strict=True)]
+        chunks = [
+            Chunk(i, fed[i], ids[fed[i] : ends[i]], pages[i], ends[i] - fed[i])
+            for i, ids in enumerate(sequences)
+            if fed[i] < ends[i]
+        ]
+        if chunks:
+            yield chunks
+        fed = ends
+
+
+def _stretches(
+    rng: random.Random, sequences: list[list[int]], pages: list[list[int]], num_tokens: int
+) -> list[Chunk]:
+    """Chunks of that many tokens in all, short ones, wherever they lie in the sequences."""
+    chunks = []
+    while num_tokens:
+        i = rng.randrange(2)
+        num = min(rng.choice([1, 1, 2, 3, 16]), num_tokens, len(sequences[i]))
+        start = rng.randint(0, len(sequences[i]) - num)
+        chunks.append(Chunk(i, start, sequences[i][start : start + num], pages[i], num))
+        num_tokens -= num
+    return chunks
+
+
+def _judge(found: list[Tensor], expected: list[Tensor], *, is_single: bool) -> None:
     errors = []
-    for mine, theirs in zip(_run_in_chunks(runner, sequences), expected, strict=True):
+    for mine, theirs in zip(found, expected, strict=True):
         reference = theirs.float()
         spread = (reference - reference.mean(dim=-1, keepdim=True)).norm(dim=-1)
         errors.append((mine.float() - reference).norm(dim=-1) / spread.clamp(min=1e-6))
@@ -79,7 +153,7 @@ def _run_in_chunks(runner: Runner, sequences: list[list[int]]) -> list[Tensor]:
             continue
         logits = runner.forward(chunks).split_with_sizes([chunk.num_logits for chunk in chunks])
         for chunk, part_logits in zip(chunks, logits, strict=True):
-            parts[chunk.sequence].append(part_logits)
+            parts[chunk.sequence].append(part_logits.clone())
     for i in range(2):
         runner.drop(i)
     return [torch.cat(part) for part in parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +10,18 @@ import torch
 
 from cluster.engine.base import Runner
 from cluster.engine.cached import CachedRunner
-from cluster.engine.check import check_runner, num_check_pages
+from cluster.engine.check import check_graphs, check_runner, num_check_pages
 from cluster.engine.engine import Engine
 from cluster.engine.fused import FusedDecoder
+from cluster.engine.graphs import Capture, CudaCapture
 from cluster.engine.memory import default_memory, keep_freed_memory, require_room
 from cluster.engine.reading import Loaded, read_model
 from cluster.engine.runner import PagedRunner, use_paged_attention
 from cluster.engine.shards import Loading
 from cluster.engine.split import share_of, split_runner
 from cluster.errors import InvalidRequest, Unsupported
+
+_log = logging.getLogger(__name__)
 
 _PAGE_SIZE = {"cpu": 16, "cuda": 256}  # the flash kernel's paged keys want multiples of 256
 _MAX_BATCH_TOKENS = {"cpu": 128, "cuda": 4096}  # how long a prefill's chunk may hold up the others
@@ -38,13 +42,15 @@ def load_engine(
     max_batch_tokens: int | None = None,
     num_ids: int | None = None,
     num_shards: int = 1,
+    cuda_graphs: bool = True,
     on_lost: Callable[[], None] = lambda: None,
 ) -> Engine:
     """An engine for the model in a local folder: configuration and safetensors, nothing else.
 
     `num_ids` is how many ids the tokenizer knows; without it, all that the model can read. With
     `num_shards` above 1, the model and `kv_memory_bytes` are split over so many devices, and
-    `on_lost` is called when one of them fails, on any thread.
+    `on_lost` is called when one of them fails, on any thread. `cuda_graphs` lets short passes be
+    captured where they can be: on one GPU, in half precision.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -76,6 +82,7 @@ def load_engine(
             kv_dtype=kv_dtype,
             max_context=max_context,
             page_size=page_size,
+            cuda_graphs=cuda_graphs,
         )
     return Engine(
         runner,
@@ -108,6 +115,7 @@ def load_runner(
     page_size: int | None,
     kv_dtype: str = "auto",
     num_shards: int = 1,
+    cuda_graphs: bool = True,
 ) -> Runner:
     """The fastest runner that gives this model's own logits; refuses a model that none fits.
 
@@ -118,8 +126,15 @@ def load_runner(
     kept = _KV_DTYPES[kv_dtype]
 
     def paged(*, varlen: bool, fused: bool) -> Callable[[], Runner]:
+        is_captured = varlen and cuda_graphs and num_shards == 1  # shards wait for each other
         return lambda: paged_runner(
-            loaded, size, kv_memory_bytes, varlen=varlen, fused=fused, kv_dtype=kept
+            loaded,
+            size,
+            kv_memory_bytes,
+            varlen=varlen,
+            fused=fused,
+            kv_dtype=kept,
+            capture=CudaCapture() if is_captured else None,
         )
 
     attempts: dict[str, Callable[[], Runner]] = {}
@@ -150,10 +165,12 @@ def paged_runner(
     varlen: bool,
     fused: bool,
     kv_dtype: torch.dtype | None = None,
+    capture: Capture | None = None,
 ) -> PagedRunner:
     """A runner over pages, checked in a small pool before the real one is made.
 
-    With a `kv_dtype` other than the model's own it is checked as half precision is.
+    With a `kv_dtype` other than the model's own it is checked as half precision is. Short passes
+    are captured with `capture`, if there is one, and checked in the real pool.
     """
     model, device = loaded.model, loaded.model.device
     config = model.config.get_text_config()
@@ -166,6 +183,7 @@ def paged_runner(
     if varlen and not shape.suits_varlen():
         raise Unsupported("ATTENTION_NOT_PAGED", "needs half precision and plain heads up to 256")
     decoder = FusedDecoder(model, shape.calls) if fused else None
+    is_single = shape.is_exact and loaded.expected[0].dtype == torch.float32
     num_pages = num_check_pages(len(loaded.sequences[0]), page_size)
     for is_real in (False, True):
         if is_real:
@@ -184,14 +202,26 @@ def paged_runner(
             fused=decoder,
         )
         if not is_real:
-            is_single = shape.is_exact and loaded.expected[0].dtype == torch.float32
             try:
                 check_runner(runner, loaded.sequences, loaded.expected, is_single=is_single)
             except Exception:
                 if decoder is not None:
                     decoder.restore()
                 raise
+    if capture is not None:
+        _use_graphs(runner, capture, loaded, is_single=is_single)
     return runner
+
+
+def _use_graphs(runner: PagedRunner, capture: Capture, loaded: Loaded, *, is_single: bool) -> None:
+    """Have short passes replayed, if they can be captured and then say the same."""
+    try:
+        sizes = runner.use_graphs(capture)
+        check_graphs(runner, sizes, loaded.sequences, loaded.expected, is_single=is_single)
+    except Exception as problem:  # such as a model that waits for the device within its pass
+        runner.drop_graphs()
+        kind, error = loaded.model.config.model_type, f"{type(problem).__name__}: {problem}"
+        _log.warning("%s runs without CUDA graphs, its short passes take longer: %s", kind, error)
 
 
 def _cached_runner(loaded: Loaded, kv_memory_bytes: int | None) -> CachedRunner:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from cluster.engine.attention import ATTENTION, Call, PagedAttention, attending
 from cluster.engine.base import Chunk, vocab_size_of
-from cluster.engine.batch import build_batch
+from cluster.engine.batch import Batch, build_batch
 from cluster.engine.fused import FusedDecoder
+from cluster.engine.graphs import MAX_TOKENS, Capture, Graphs, Outputs
 from cluster.engine.pool import Copy
 from cluster.engine.rows import FlatRows, HeadRows, LayerShape, Rows
 from cluster.errors import Unsupported
@@ -112,21 +113,48 @@ class PagedRunner:
         self._device = model.device
         self._varlen = varlen
         self._fused = fused
+        self._graphs: Graphs | None = None
         head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head.register_forward_pre_hook(self._keep_states)
-        kind = FlatRows if varlen else HeadRows
+        kind, num_spare = (FlatRows, 1) if varlen else (HeadRows, 0)  # for padding in graphs
         self._rows: dict[int, Rows] = {
-            layer: kind(num_pages, page_size, kept, model.device)
+            layer: kind(num_pages + num_spare, page_size, kept, model.device)
             for layer, kept in shape.layers.items()
         }
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        batch = build_batch(chunks, self.page_size, self._device, varlen=self._varlen)
+        if self._graphs is not None and self._graphs.takes(chunks):
+            logits, self.states = self._graphs(chunks)
+        else:
+            batch = build_batch(chunks, self.page_size, self._device, varlen=self._varlen)
+            logits, self.states = self._run(batch)
+        return logits
+
+    @torch.inference_mode()
+    def use_graphs(self, capture: Capture, max_tokens: int = MAX_TOKENS) -> Sequence[int]:
+        """Have passes of up to so many tokens captured, and replayed from now on; their sizes."""
+        assert self._varlen, "the gathered way's shapes depend on the sequences' lengths"
+        self._graphs = Graphs(
+            self._run,
+            capture,
+            page_size=self.page_size,
+            max_pages=min(-(-self.max_context // self.page_size), self.num_pages),
+            spare_page=self.num_pages,
+            device=self._device,
+            max_tokens=max_tokens,
+        )
+        return self._graphs.sizes
+
+    def drop_graphs(self) -> None:
+        """Run every pass as it comes again."""
+        self._graphs = None
+
+    def _run(self, batch: Batch) -> Outputs:
+        """The pass itself; the varlen way waits for nothing on the device."""
         attention = PagedAttention(self._rows, self.page_size, batch)
         if self._fused is not None:
-            logits, self.states = self._fused(batch, attention)
-            return logits
+            return self._fused(batch, attention)
         with attending(attention):
             output = self._model(
                 input_ids=batch.ids,
@@ -135,7 +163,8 @@ class PagedRunner:
                 # an index tensor: an int would also cut tokens inside layers that share keys
                 logits_to_keep=batch.logit_tokens,
             )
-        return output.logits[0]  # type: ignore[no-any-return]
+        assert self.states is not None
+        return output.logits[0], self.states
 
     def _keep_states(self, head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.states = inputs[0][0]

@@ -41,8 +41,8 @@ def varlen_attn(
     assert cu_seq_q[0] == 0
     assert cu_seq_q[-1] == query.shape[0]
     assert torch.equal(cu_seq_k.diff(), seqused_k)
-    assert max_q == int(cu_seq_q.diff().max())
-    assert max_k == int(seqused_k.max())
+    assert max_q >= int(cu_seq_q.diff().max())
+    assert max_k >= int(seqused_k.max())
     assert enable_gqa == (num_heads != num_kv)
     assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
     assert int(block_table.min()) >= 0
