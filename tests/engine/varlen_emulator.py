@@ -50,6 +50,8 @@ def varlen_attn(
     out = torch.full_like(query, float("nan"))
     for i in range(num_sequences):
         begin, end, used = int(cu_seq_q[i]), int(cu_seq_q[i + 1]), int(seqused_k[i])
+        if begin == end:
+            continue
         rows_k = key[block_table[i].long()].flatten(0, 1)[:used]
         rows_v = value[block_table[i].long()].flatten(0, 1)[:used]
         where_k = torch.arange(used)
