@@ -71,6 +71,7 @@ def _load(spec: MemberSpec, on_lost: Callable[[], None]) -> tuple[Engine, Member
         num_threads=max(1, round(spec.resources.num_cpus / spec.num_shards)),
         num_ids=text.vocabulary.size,
         num_shards=spec.num_shards,
+        cuda_graphs=spec.cuda_graphs is not False,
         on_lost=on_lost,
     )
     return engine, text

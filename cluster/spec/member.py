@@ -29,6 +29,11 @@ class MemberSpec(PlacedSpec):
         default="auto",
         description="how keys and values are cached: auto (in the model's dtype) or bfloat16",
     )
+    cuda_graphs: bool | None = Field(
+        default=None,
+        description="whether short passes on its GPU are replayed from CUDA graphs where they "
+        "can be: true or false; left out, true",
+    )
     max_context: int | None = Field(
         default=None,
         ge=2,
@@ -64,6 +69,14 @@ class MemberSpec(PlacedSpec):
         if share is not None and info.data.get("kv_memory_bytes") is not None:
             raise refuse("expected either kv_memory or kv_share, not both")
         return share
+
+    @field_validator("cuda_graphs")
+    @classmethod
+    def _on_one_gpu(cls, wanted: bool | None, info: ValidationInfo) -> bool | None:
+        resources = info.data.get("resources")
+        if wanted is not None and resources is not None and not 0 < resources.num_gpus <= 1:
+            raise refuse("expected num_gpus above 0 and up to 1 with cuda_graphs")
+        return wanted
 
     @field_validator("tensor_parallel")
     @classmethod

@@ -201,6 +201,12 @@ def test_the_error_carries_field_and_line_of_the_first_problem() -> None:
         ("replicas: true", "expected a whole number"),
         ("device: cuda", "expected num_gpus above 0 with device: cuda"),
         ("device: cpu, resources: {num_gpus: 1}", "expected num_gpus: 0 with device: cpu"),
+        ("cuda_graphs: false", "expected num_gpus above 0 and up to 1 with cuda_graphs"),
+        (
+            "resources: {num_gpus: 2}, cuda_graphs: true",
+            "expected num_gpus above 0 and up to 1 with cuda_graphs",
+        ),
+        ("cuda_graphs: auto", "got 'auto'; expected whether short passes on its GPU"),
         ("resources: {num_gpus: 1.5}", "a share of one GPU between 0 and 1, or a whole number"),
         ("resources: {num_gpus: 2}, tensor_parallel: 3", "expected num_gpus: 3 with it"),
         ("resources: {accelerator_type: L4}", "expected num_gpus above 0 with accelerator_type"),

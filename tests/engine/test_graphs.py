@@ -49,8 +49,8 @@ NUM_PAGES = 240
 
 
 @pytest.fixture(autouse=True)
-def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.cuda.is_available():
+def _emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.get_closest_marker("gpu"):
         monkeypatch.setattr(attention, "varlen_attn", varlen_kernel)
 
 
