@@ -12,9 +12,13 @@ from cluster.models.reference import ModelKind
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def warnings_about(report: Report, *, num_cpus: int, memory_bytes: int | None) -> list[str]:
-    """All warnings, each beginning with the field it is about; sizes are this machine's."""
+def warnings_about(
+    report: Report, *, num_cpus: int, memory_bytes: int | None, has_bfloat16: bool
+) -> list[str]:
+    """All warnings, each beginning with the field it is about; what there is, is this machine's."""
     found = [line for member in report.members.values() for line in _about_member(member)]
+    if not has_bfloat16:
+        found += [line for member in report.members.values() for line in _about_dtype(member)]
     found += [line for blend in report.blends.values() for line in _about_blend(blend, report)]
     used = {name for blend in report.spec.blends.values() for name in blend.members}
     found += [
@@ -63,6 +67,16 @@ def _about_member(member: MemberReport) -> Iterator[str]:
                 f"{where}.kv_memory: holds {room} tokens, less than the context of "
                 f"{member.context}; longer generations need {full}"
             )
+
+
+def _about_dtype(member: MemberReport) -> Iterator[str]:
+    """Where bfloat16 is emulated, its numbers are read fastest as float32's packed in float16."""
+    own = member.facts.default_dtype
+    if member.device == "cpu" and member.dtype == own == "bfloat16":
+        yield (
+            f"members.{member.name}.dtype: the checkpoint's bfloat16, for which this processor has "
+            "no instructions; float32 is faster here and nearer to the model"
+        )
 
 
 def _about_drafts(blend: BlendReport, report: Report, where: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from cluster.cli.output import (
     working,
 )
 from cluster.errors import SpecError
-from cluster.models.machine import free_memory_bytes, num_cpus
+from cluster.models.machine import free_memory_bytes, has_bfloat16, num_cpus
 from cluster.models.reference import ModelKind
 from cluster.spec import (
     ChooseSpec,
@@ -46,7 +46,10 @@ def check(file: Path, as_json: bool, console: Console) -> int:
     with working(f"checking {file}") as progress:
         report = examine(spec, progress)
         warnings = warnings_about(
-            report, num_cpus=num_cpus(), memory_bytes=free_memory_bytes("cpu")
+            report,
+            num_cpus=num_cpus(),
+            memory_bytes=free_memory_bytes("cpu"),
+            has_bfloat16=has_bfloat16(),
         )
     if as_json:
         print_json(console, {"file": str(file), **_as_mapping(report, warnings)})

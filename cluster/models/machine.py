@@ -10,12 +10,19 @@ if TYPE_CHECKING:
     from cluster.spec import PlacedSpec
 
 _MEMINFO = Path("/proc/meminfo")
+_CPUINFO = Path("/proc/cpuinfo")
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def num_cpus() -> int:
     """The CPUs that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16."""
+    return not _BFLOAT16.isdisjoint(_CPUINFO.read_text().split())
 
 
 def free_memory_bytes(device: str) -> int | None:

@@ -148,7 +148,7 @@ class ClusterSpec(Frozen):
 
 
 def _decides_text(member: MemberSpec) -> dict[str, Any]:
-    """What of a member decides what it says; a default that came later is left out."""
+    """What of a member decides what it says; a cache in its own dtype rounds nothing."""
     fields = {"model", "revision", "dtype", "max_context"}
-    fields |= {"kv_dtype"} if member.kv_dtype != "auto" else set()
+    fields |= {"kv_dtype"} if member.cached_dtype != member.dtype else set()
     return member.model_dump(mode="json", include=fields)

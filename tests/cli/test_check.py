@@ -13,6 +13,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+import cluster.models.machine
 from cluster.cli.check import check
 from cluster.models.facts import PROCESS_BYTES
 
@@ -20,7 +21,12 @@ Check = Callable[..., tuple[int, str]]
 
 
 def make_model(
-    folder: Path, *, extra_token: str = "", chat: bool = True, lowercase: bool = False
+    folder: Path,
+    *,
+    extra_token: str = "",
+    chat: bool = True,
+    lowercase: bool = False,
+    dtype: str = "float32",
 ) -> None:
     """A tiny random Llama with a byte-level tokenizer; `extra_token` makes another vocabulary."""
     tokens = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -42,7 +48,7 @@ def make_model(
         num_attention_heads=4,
         max_position_embeddings=256,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(folder / "b")
     make_model(folder / "c", extra_token="the", chat=False)
     make_model(folder / "small", extra_token="a", lowercase=True)
+    make_model(folder / "half", dtype="bfloat16")
     return folder
 
 
@@ -145,6 +152,35 @@ def test_what_is_probably_not_meant_is_warned_of(
     code, out = run(members, f"mix: {{method: mixture, {blend}}}")
     assert code == 0
     assert [line for line in out.splitlines() if line.startswith("! ") and said in line]
+
+
+@pytest.mark.parametrize(
+    ("member", "flags", "is_told"),
+    [
+        ("model: ./half", "fpu avx2 f16c", True),
+        ("model: ./half, dtype: bfloat16", "fpu avx2 f16c", True),
+        ("model: ./half", "fpu avx512_bf16", False),
+        ("model: ./half", "fp asimd bf16", False),
+        ("model: ./half, dtype: float32", "fpu avx2 f16c", False),
+        ("model: ./half, resources: {num_gpus: 1}", "fpu avx2 f16c", False),
+        ("model: ./a", "fpu avx2 f16c", False),
+        ("model: ./a, dtype: bfloat16", "fpu avx2 f16c", False),
+    ],
+)
+def test_float32_is_advised_where_the_processor_knows_no_bfloat16(
+    run: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    member: str,
+    flags: str,
+    is_told: bool,
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags} sse\n")
+    monkeypatch.setattr(cluster.models.machine, "_CPUINFO", tmp_path / "cpuinfo")
+    _, report = run(f"a: {{{member}}}", "mix: {method: mixture, members: {a: 1}}", as_json=True)
+    told = [line for line in report["warnings"] if line.startswith("members.a.dtype: ")]
+    assert bool(told) == is_told
+    assert all("float32 is faster here" in line for line in told)
 
 
 def test_members_that_cannot_be_read_fail_the_check_and_hide_nothing_else(run: Check) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import json
 import math
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -20,7 +22,9 @@ from cluster.cli.main import app
 from cluster.cli.paint import PALETTE
 from cluster.cli.perplexity import cut
 from cluster.models.resolve import resolve
-from tests.rig import running
+from tests.rig import Rig, running
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HELD_OUT = Path(cluster.models.__file__).parent / "embedded" / "held_out" / "austen.txt"
 TINY = "dtype: float32, kv_memory: 32MiB"
@@ -41,11 +45,16 @@ SVG = "{http://www.w3.org/2000/svg}"
 SIZES = ("--context", "60", "--passage", "120", "--limit", "3")
 
 
-async def measured(*arguments: str) -> Any:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rig() -> AsyncIterator[Rig]:
     async with running(SPEC) as rig:
-        environment = {"CUVEE_SERVER": f"127.0.0.1:{rig.edge.port}", "COLUMNS": "120"}
-        command = ["eval", "perplexity", *arguments]
-        return await asyncio.to_thread(CliRunner().invoke, app, command, env=environment)
+        yield rig
+
+
+async def measured(rig: Rig, *arguments: str) -> Any:
+    environment = {"CUVEE_SERVER": f"127.0.0.1:{rig.edge.port}", "COLUMNS": "120"}
+    command = ["eval", "perplexity", *arguments]
+    return await asyncio.to_thread(CliRunner().invoke, app, command, env=environment)
 
 
 def plain_bits_per_byte(model: str) -> float:
@@ -63,8 +72,8 @@ def plain_bits_per_byte(model: str) -> float:
     return nats / math.log(2) / num_bytes
 
 
-async def test_members_and_blends_are_measured_side_by_side() -> None:
-    result = await measured(str(HELD_OUT), *SIZES, "--json")
+async def test_members_and_blends_are_measured_side_by_side(rig: Rig) -> None:
+    result = await measured(rig, str(HELD_OUT), *SIZES, "--json")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     bits = {row["name"]: row["bits_per_byte"] for row in answer["bits_per_byte"]}
@@ -79,8 +88,8 @@ async def test_members_and_blends_are_measured_side_by_side() -> None:
     assert math.isfinite(bits["product"])
 
 
-async def test_people_get_a_sorted_picture() -> None:
-    result = await measured(str(HELD_OUT), *SIZES, "--blend", "tokens", "--blend", "contrast")
+async def test_people_get_a_sorted_picture(rig: Rig) -> None:
+    result = await measured(rig, str(HELD_OUT), *SIZES, "--blend", "tokens", "--blend", "contrast")
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["austen", "tokens", "kjv"]
     assert "█" in lines[0]
@@ -91,14 +100,14 @@ async def test_people_get_a_sorted_picture() -> None:
 
 @pytest.mark.parametrize("suffix", [".svg", ".html"])
 async def test_a_picture_holds_every_number_and_nothing_from_elsewhere(
-    tmp_path: Path, suffix: str
+    rig: Rig, tmp_path: Path, suffix: str
 ) -> None:
     other = tmp_path / "a <b> & 'c'.txt"
     other.write_text(HELD_OUT.with_name("kjv.txt").read_text()[:2000])
     picture = tmp_path / f"bits{suffix}"
     blends = ("--blend", "tokens", "--blend", "contrast")
     result = await measured(
-        str(HELD_OUT), str(other), *SIZES, *blends, "--json", "--plot", str(picture)
+        rig, str(HELD_OUT), str(other), *SIZES, *blends, "--json", "--plot", str(picture)
     )
     assert result.exit_code == 0, result.output
     text = picture.read_text()
@@ -139,7 +148,7 @@ def words(bits: float | None) -> str:
     return "∞: it excludes some token" if bits is None else f"{bits:.4f}"
 
 
-def test_a_picture_of_another_kind_is_refused() -> None:
+async def test_a_picture_of_another_kind_is_refused() -> None:
     result = CliRunner().invoke(
         app, ["eval", "perplexity", str(HELD_OUT), "--plot", "bits.png"], env={"COLUMNS": "120"}
     )
@@ -147,7 +156,7 @@ def test_a_picture_of_another_kind_is_refused() -> None:
     assert "bits.png; expected a name that ends in .html or .svg" in result.stderr
 
 
-def test_a_text_without_room_for_a_passage_is_refused(tmp_path: Path) -> None:
+async def test_a_text_without_room_for_a_passage_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "short.txt"
     file.write_text("short")
     result = CliRunner().invoke(app, ["eval", "perplexity", str(file)])
@@ -155,7 +164,7 @@ def test_a_text_without_room_for_a_passage_is_refused(tmp_path: Path) -> None:
     assert "5 characters" in result.stderr
 
 
-def test_passages_cover_the_text_once(tmp_path: Path) -> None:
+async def test_passages_cover_the_text_once(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("".join(chr(97 + i % 26) for i in range(1000)))
     passages = list(cut(file, 100, 300, 50))

@@ -402,6 +402,7 @@ def test_a_mapping_without_a_file_is_explained_without_lines() -> None:
         ("a: 1, b: 3", "b: 3, a: 1"),
         ("embedded:x", "embedded:z"),
         ("embedded:x", "embedded:x, dtype: float32"),
+        ("embedded:x", "embedded:x, kv_dtype: bfloat16"),
         ("method: mixture", "method: mixture, span: word"),
         ("method: mixture", "method: mixture, sampling: {top_k: 5}"),
     ],
@@ -416,6 +417,7 @@ def test_whatever_changes_the_text_changes_the_revision(old: str, new: str) -> N
     [
         ("a: 1, b: 3", "a: 0.25, b: 0.75"),
         ("embedded:x", "embedded:x, replicas: 4, kv_memory: 1GiB"),
+        ("embedded:x", "embedded:x, kv_dtype: auto"),
         ("method: mixture", "method: mixture, description: other words"),
         ("blends: {", "blends: {other: {method: mixture, members: {a: 1}}, "),
     ],
@@ -423,6 +425,15 @@ def test_whatever_changes_the_text_changes_the_revision(old: str, new: str) -> N
 def test_scaling_and_wording_leave_the_revision_alone(old: str, new: str) -> None:
     before, after = parse_spec(MINIMAL), parse_spec(MINIMAL.replace(old, new))
     assert before.revision_of("mix") == after.revision_of("mix")
+
+
+@pytest.mark.parametrize(("dtype", "is_rounded"), [("float32", True), ("bfloat16", False)])
+def test_a_cache_in_the_models_own_dtype_is_no_change(dtype: str, is_rounded: bool) -> None:
+    """Where the checkpoint's dtype is `auto`, only the checkpoint knows: then it counts."""
+    plain = MINIMAL.replace("embedded:x", f"embedded:x, dtype: {dtype}")
+    kept = plain.replace(f"dtype: {dtype}", f"dtype: {dtype}, kv_dtype: bfloat16")
+    before, after = (parse_spec(text).revision_of("mix") for text in (plain, kept))
+    assert (before != after) == is_rounded
 
 
 def test_revisions_are_the_same_on_every_machine_and_day() -> None:
