@@ -36,6 +36,9 @@ test: setup  ## Run all checks and all tests, three processes side by side
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
 	  test-cluster check test-others test-router-m test-router-a
 
+# Some two hundred processes import the same modules, which are compiled once, not by each.
+test: export PYTHONDONTWRITEBYTECODE :=
+
 # Replicas, nodes and routers that start wait for each other about half of the time: what does not
 # start a cluster takes what is left of the cores, and no more. Threads of one process would wait for
 # each other where several processes share them.

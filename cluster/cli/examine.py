@@ -1,6 +1,6 @@
 """What a blend file will mean on a cluster, found out without loading any weights.
 
-All that `cuvee check` shows is computed here; how it looks is `cluster.cli.check`'s business.
+All that `cuvee check` shows is computed here; how it looks is `cluster.cli.check_tables`' business.
 """
 
 from __future__ import annotations

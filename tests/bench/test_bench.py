@@ -63,7 +63,7 @@ def cases_at(file: Path) -> dict[str, dict[str, Any]]:
     return {case["name"]: case for case in json.loads(file.read_text())["cases"]}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_case_ran_in_every_round(folder: Path) -> None:
     cases = cases_of(folder)
     for name in ("austen", "kjv", "tokens"):

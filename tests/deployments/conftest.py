@@ -29,7 +29,7 @@ members:
   austen: {{model: embedded:tiny-austen, replicas: 2, {TINY}}}
   kjv: {{model: embedded:tiny-kjv, replicas: 2, {TINY}}}
   bytes: {{model: embedded:tiny-bytes, {TINY}}}
-  often: {{model: embedded:tiny-austen, autoscaling: {{max_replicas: 4, {QUICK}}}, {TINY}}}
+  often: {{model: embedded:tiny-austen, autoscaling: {{max_replicas: 3, {QUICK}}}, {TINY}}}
   rarely: {{model: embedded:tiny-kjv, {TINY},
            autoscaling: {{min_replicas: 0, max_replicas: 4, {QUICK}}}}}
 blends:

@@ -295,7 +295,7 @@ async def test_a_turn_ends_by_bytes_and_not_before_the_least_number(rig: Rig) ->
         _, tokens, outcome = await reply(rig, asked)
         return len(tokens), outcome
 
-    ended = await asyncio.gather(*(outcome_of(seed) for seed in range(8)))
+    ended = await asyncio.gather(*(outcome_of(seed) for seed in range(4)))
     over = [(n, s) for s, (n, o) in enumerate(ended) if o.finish_reason is FinishReason.END_OF_TURN]
     assert over
     num_bytes, seed = min(over)

@@ -172,7 +172,7 @@ async def test_the_rest_is_the_rest_of_the_undisturbed_reply(rig: Rig, blend: st
         request = asked(blend, seed, GARBLED if seed == 2 else PROMPT)
         whole = await reply(rig, request)
         num = len(whole.tokens)
-        for cut in sorted({0, 1, 6, 11, num // 2, num - 1, num}):
+        for cut in sorted({0, 1, 6, num // 2, num - 1, num} if seed == 1 else {1, num // 2}):
             found = await rest(rig, request, whole, cut)
             assert same(found.tokens, whole.tokens[cut:]), (seed, cut)
             assert found.text == whole.text[len(whole.visible(cut)) :]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from copy import copy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ async def reply(
     return text, [token for update in updates for token in update.tokens], outcome
 
 
+@cache
 def plain(prompt: str) -> dict[str, np.ndarray]:
     """Each member's log-probabilities of the next token, by transformers alone."""
     found = {}
@@ -147,7 +149,7 @@ async def test_the_exact_mean_is_drawn_by_its_law(
     rig: Rig, temperature: float, top_p: float
 ) -> None:
     """It is the law of `mixture/token` as well, which test_law.py draws by."""
-    num = 1500
+    num = 750
     room = asyncio.Semaphore(32)
 
     async def first(seed: int) -> int:
@@ -217,10 +219,11 @@ async def test_tokens_say_how_much_each_member_had_to_do_with_them(rig: Rig) -> 
 
 @pytest.mark.parametrize("blend", ["mean", "few", "product", "proxy", "contrast"])
 async def test_a_reply_is_the_same_alone_and_among_others(rig: Rig, blend: str) -> None:
-    alone = [await reply(rig, blend, seed=seed) for seed in range(4)]
+    alone = [await reply(rig, blend, seed=seed, max_tokens=30) for seed in range(2)]
+    same = [reply(rig, blend, seed=seed, max_tokens=30) for seed in range(2)]
     others = [reply(rig, other, seed=9) for other in ("mean", "few", "tokens", "proxy")]
-    together = await asyncio.gather(*(reply(rig, blend, seed=s) for s in range(4)), *others)
-    assert [text for text, _, _ in together[:4]] == [text for text, _, _ in alone]
+    together = await asyncio.gather(*same, *others)
+    assert [text for text, _, _ in together[:2]] == [text for text, _, _ in alone]
 
 
 async def test_a_lost_replica_leaves_no_trace_in_a_text_by_all() -> None:
