@@ -291,11 +291,11 @@ async def test_a_reply_is_the_same_alone_and_among_others(rig: Rig) -> None:
 
 async def test_a_turn_ends_by_bytes_and_not_before_the_least_number(rig: Rig) -> None:
     async def outcome_of(seed: int, **stopping: Any) -> tuple[int, Outcome]:
-        asked = request("mean", 250, prompt="And", seed=seed, stopping=stopping)
+        asked = request("mean", 130, prompt="And", seed=seed, stopping=stopping)
         _, tokens, outcome = await reply(rig, asked)
         return len(tokens), outcome
 
-    ended = await asyncio.gather(*(outcome_of(seed) for seed in range(4)))
+    ended = await asyncio.gather(*(outcome_of(seed) for seed in range(7)))
     over = [(n, s) for s, (n, o) in enumerate(ended) if o.finish_reason is FinishReason.END_OF_TURN]
     assert over
     num_bytes, seed = min(over)

@@ -28,7 +28,7 @@ from tests.rig import Rig, running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FALSE_ALARM_RATE = 1e-6
-NUM_DRAWS = 1200
+NUM_DRAWS = 2000
 MIN_EXPECTED = 5.0
 PROMPT = "My dear"  # where the two styles go on differently
 WEIGHTS = {"austen": 0.35, "kjv": 0.65}
