@@ -40,7 +40,7 @@ async def test_the_average_resists_label_noise_and_ranks(
     ancestor = make_ancestor(tmp_path / "ancestor")
     noisy = flipped(make_pairs(2000, seed=3, held_out=False), 0.3, seed=3)
     models = [
-        train_reward(tmp_path / f"m{at}", ancestor, noisy, seed=30 + at, num_steps=200)
+        train_reward(tmp_path / f"m{at}", ancestor, noisy, seed=30 + at, num_steps=120)
         for at in range(3)
     ]
     recipe = AVERAGE
