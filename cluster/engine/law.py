@@ -28,14 +28,15 @@ _COLDEST = 1e-20  # what divides by less would not be a float32
 
 def log_warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """Log-probabilities [B, V] in id order under each row's law; NaN where none is finite."""
-    scaled, best, _ = scale(logits.float(), params)
+    scaled, _ = scale(logits.float(), params)
     cutoff, short = cutoffs(scaled, params, NUM_CANDIDATES)
     if short is not None and bool(short.any()):
         cutoff, _ = cutoffs(scaled, params, scaled.shape[1])
     logprobs = torch.log_softmax(cut(scaled, cutoff), dim=-1)
     if greedy := greedy_rows(params):
         index = on_device(greedy, torch.int64, logits.device)
-        one_hot = torch.nn.functional.one_hot(best[index], logits.shape[1])
+        best = select(logits, greedy).argmax(dim=-1)
+        one_hot = torch.nn.functional.one_hot(best, logits.shape[1])
         failed = logprobs[index].isnan().any(dim=-1, keepdim=True)
         logprobs.index_copy_(0, index, one_hot.float().log().masked_fill(failed, math.nan))
     return logprobs
@@ -46,14 +47,14 @@ def warp(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return log_warp(logits, params).exp()
 
 
-def scale(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits - max) / temperature, so that the best is 0 at any temperature; argmax; max."""
-    largest, best = logits.max(dim=-1)  # the first of equals
+def scale(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
+    """(logits - max) / temperature, so that the best is 0 at any temperature; and max."""
+    largest = logits.amax(dim=-1)
     scaled = logits - largest[:, None]
     if any(p.temperature not in (0.0, 1.0) for p in params):
         divisors = [max(p.temperature, _COLDEST) if p.temperature > 0 else 1.0 for p in params]
         scaled.div_(on_device(divisors, torch.float32, logits.device)[:, None])
-    return scaled, best, largest
+    return scaled, largest
 
 
 def cutoffs(

@@ -67,7 +67,8 @@ def score(
     assert all(0 <= target < logits.shape[1] for target in targets)
     if not targets:
         return []
-    scaled, best, _ = scale(logits.float(), params)
+    scaled, _ = scale(logits.float(), params)
+    greedy = greedy_rows(params)
     column = on_device(targets, torch.int64, logits.device)[:, None]
 
     def logprobs(num_candidates: int) -> tuple[Tensor, Tensor]:
@@ -77,10 +78,11 @@ def score(
         return logprob, torch.zeros_like(logprob) if short is None else short.float()
 
     logprob, short = logprobs(law.NUM_CANDIDATES)
+    best = logits.argmax(dim=-1) if greedy else short
     values, shorts, bests = torch.stack([logprob.double(), short.double(), best.double()]).tolist()
     if any(shorts):
         values = logprobs(logits.shape[1])[0].tolist()
-    for row in greedy_rows(params):
+    for row in greedy:
         if not math.isnan(values[row]):
             values[row] = 0.0 if targets[row] == int(bests[row]) else -math.inf
     return [TokenOutput(t, value) for t, value in zip(targets, values, strict=True)]
@@ -95,14 +97,16 @@ def _sample(
         return [], []
     model, params = logits.float(), [row.params for row in rows]
     possible = mask(model, [row.banned for row in rows], [row.allowed for row in rows])
-    scaled, best, largest = scale(possible, params)
-    token, norm, short = best, None, None
-    if any(p.temperature > 0 for p in params):
+    scaled, largest = scale(possible, params)
+    norm, short, greedy = None, None, greedy_rows(params)
+    if len(greedy) == len(rows):
+        token = possible.argmax(dim=-1)  # the first of equals
+    else:
         cutoff, short = cutoffs(scaled, params, num_candidates)
         token, total = _draw(cut(scaled, cutoff), rows)
-        if greedy := greedy_rows(params):
+        if greedy:
             index = on_device(greedy, torch.int64, logits.device)
-            token.index_copy_(0, index, best.index_select(0, index))
+            token.index_copy_(0, index, possible.index_select(0, index).argmax(dim=-1))
         is_own = possible is model and cutoff is None and all(p.temperature == 1 for p in params)
         norm = total.log_().add_(largest) if is_own else None
     if norm is None:  # the masses drawn from are not the model's own

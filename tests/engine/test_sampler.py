@@ -36,7 +36,8 @@ class Counter(TorchDispatchMode):
         returned = func._schema.returns
         if not any(it.alias_info and not it.alias_info.is_write for it in returned):
             self.num_calls += 1
-            parts = args[:1] if str(func).startswith("aten.max") else [result]
+            is_largest = str(func).startswith(("aten.max", "aten.amax", "aten.argmax"))
+            parts = args[:1] if is_largest else [result]
             self.num_large += any(
                 isinstance(part, torch.Tensor) and part.shape[-1:] == (4096,) for part in parts
             )
