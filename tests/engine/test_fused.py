@@ -165,6 +165,22 @@ def test_who_is_found_out_has_its_weights_again(
     assert result.ids == plain_greedy(model, prompt, 12)
 
 
+@pytest.mark.skipif(not has_halves(), reason="needs a processor with packed float16 products")
+@torch.inference_mode()
+def test_a_packed_product_is_torchs_own_to_the_bit() -> None:
+    """However it is called: one kernel, no more, for one row and for many."""
+    layer = nn.Linear(128, 128)
+    layer.weight.data = layer.weight.data.half().float()
+    made = product([layer])
+    assert isinstance(made, Halves)
+    for num_rows in (1, 16):
+        x = torch.randn(num_rows, 128, generator=torch.Generator().manual_seed(1))
+        with Counter() as counter:
+            out = made(x)
+        assert counter.num_calls == 1
+        assert torch.equal(out, torch.ops.quantized.linear_dynamic_fp16(x, made.packed))
+
+
 def test_only_what_loses_nothing_counts_as_halves() -> None:
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 0.02
     assert not are_halves(weight)
