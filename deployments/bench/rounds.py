@@ -48,17 +48,21 @@ def measure(
     jobs: Iterator[Job],
     say: Callable[[str], None],
 ) -> Measured:
-    """Interleaved: what the machine does meanwhile meets every case alike."""
+    """Interleaved, cases of as much load side by side, and every other round from the last to
+    the first: what the machine does meanwhile meets alike what is compared.
+    """
     begin_s = time.monotonic()
     results = [Result(case.key, case.is_served) for case in cases]
-    idle = CpuSeconds()
+    idle, pairs = CpuSeconds(), list(zip(cases, results, strict=True))
+    pairs.sort(key=lambda pair: pair[0].key.amount)
     for number in range(settings.num_rounds + 1):
         words = f"round {number} of {settings.num_rounds}" if number else "warming up"
-        for case, result in zip(cases, results, strict=True):
+        for case, result in pairs:
             say(f"{words}: {case.key}")
             figures = _run(case, list(islice(jobs, case.num_jobs)), number, system, settings, idle)
             if number:
                 result.rounds.append(figures)
+        pairs.reverse()
         if not number:
             say("at rest")
             idle = idle_cpu(system, _IDLE_S)
