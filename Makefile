@@ -8,7 +8,7 @@ TORCH   := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-router-a test-router-m test-others check protos protos-check k8s format clean
+.PHONY: help setup demo test test-router-a test-router-m test-others check protos protos-check k8s format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,30 +32,25 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## Start the cluster on loopback, show a blended reply, stop
 	$(BIN)/cuvee demo
 
-test: setup  ## Run all checks and all tests, three processes side by side
+test: setup  ## Run all checks and all tests, those without a cluster in three processes
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-	  test-cluster check test-others test-router-m test-router-a
+	  check test-others test-router-m test-router-a
+	$(BIN)/pytest -m cluster tests/cli tests/deployments tests/kubernetes
 
 # Some two hundred processes import the same modules, which are compiled once, not by each.
 test: export PYTHONDONTWRITEBYTECODE :=
 
-# Replicas, nodes and routers that start wait for each other about half of the time: what does not
-# start a cluster takes what is left of the cores, and no more. Threads of one process would wait for
-# each other where several processes share them.
+# Threads of one process would wait for each other where several processes share the cores.
 check test-router-a test-router-m test-others: export OMP_NUM_THREADS := 1
-ASIDE := nice -n 19  # Ray runs replicas at 15
-
-test-cluster:
-	$(BIN)/pytest -m cluster tests/cli tests/deployments tests/kubernetes
 
 test-router-a:
-	$(ASIDE) $(BIN)/pytest -m "not cluster" tests/router/test_[a-l]*.py
+	$(BIN)/pytest -m "not cluster" tests/router/test_[a-l]*.py
 
 test-router-m:
-	$(ASIDE) $(BIN)/pytest -m "not cluster" tests/router/test_[m-z]*.py
+	$(BIN)/pytest -m "not cluster" tests/router/test_[m-z]*.py
 
 test-others:
-	$(ASIDE) $(BIN)/pytest -m "not cluster" --ignore=tests/router
+	$(BIN)/pytest -m "not cluster" --ignore=tests/router
 
 check: setup  ## Run the checks, cheapest first
 	$(BIN)/ruff check .
@@ -63,7 +58,7 @@ check: setup  ## Run the checks, cheapest first
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against released.binpb
 	@$(MAKE) --no-print-directory protos-check
 	$(BIN)/lint-imports
-	$(ASIDE) $(BIN)/mypy
+	$(BIN)/mypy
 
 define generate
 PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) \
