@@ -46,15 +46,10 @@ class Graphs:
         self._max_pages = max_pages
         self._spare_page = spare_page
         self._device = device
-        self._max_tokens = max_tokens
+        self.sizes = [1 << i for i in range(max_tokens.bit_length())]  # tokens, padded to
         self._graphs: dict[int, tuple[Tensor, Replay]] = {}  # what each reads, by size
         for size in reversed(self.sizes):  # the largest first: the others fit into its memory
             self._graphs[size] = self._make(size, run, capture)
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many tokens a pass is padded to."""
-        return [1 << i for i in range(self._max_tokens.bit_length())]
 
     def takes(self, chunks: Sequence[Chunk]) -> bool:
         """Whether a pass of these chunks is replayed."""

@@ -12,8 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cluster.engine.engine import Engine
 from cluster.engine.fake import FakeRunner
+from cluster.engine.fused import FusedDecoder
 from cluster.engine.loading import load_engine
+from cluster.engine.runner import PagedRunner, use_paged_attention
 from cluster.engine.types import Output, Sample, SamplingParams, TokenOutput, Verdict, Work, WorkEnd
+from cluster.errors import Unsupported
 
 VOCAB_SIZE = 97
 GREEDY = SamplingParams(temperature=0.0)
@@ -59,6 +62,24 @@ def make_model(kind: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
     return model.eval()
+
+
+def make_varlen_runner(model: PreTrainedModel, *, num_pages: int, page_size: int) -> PagedRunner:
+    """The way of CUDA, in few kernels where the model allows that."""
+    shape = use_paged_attention(model)
+    try:
+        fused = FusedDecoder(model, shape.calls)
+    except Unsupported:
+        fused = None
+    return PagedRunner(
+        model,
+        shape,
+        num_pages=num_pages,
+        page_size=page_size,
+        max_context=120,
+        varlen=True,
+        fused=fused,
+    )
 
 
 def save_model(kind: str, folder: Path, **changes: Any) -> PreTrainedModel:

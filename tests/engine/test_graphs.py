@@ -20,14 +20,12 @@ from transformers import PreTrainedModel
 from cluster.engine import attention
 from cluster.engine.base import Chunk
 from cluster.engine.engine import Engine
-from cluster.engine.fused import FusedDecoder
 from cluster.engine.graphs import MAX_TOKENS, Capture, Outputs, Replay
 from cluster.engine.loading import paged_runner
 from cluster.engine.reading import read_model
 from cluster.engine.rows import FlatRows
-from cluster.engine.runner import PagedRunner, use_paged_attention
+from cluster.engine.runner import PagedRunner
 from cluster.engine.types import Rank, Work
-from cluster.errors import Unsupported
 
 from .factories import (
     VOCAB_SIZE,
@@ -37,6 +35,7 @@ from .factories import (
     make_engine,
     make_ids,
     make_model,
+    make_varlen_runner,
     plain_greedy,
     save_model,
     step,
@@ -58,21 +57,7 @@ def make_runner(
     kind: str, capture: Capture | None = None, *, max_tokens: int = 16, num_pages: int = NUM_PAGES
 ) -> PagedRunner:
     """The way of CUDA, in few kernels where the model allows that."""
-    model = make_model(kind)
-    shape = use_paged_attention(model)
-    try:
-        fused = FusedDecoder(model, shape.calls)
-    except Unsupported:
-        fused = None
-    runner = PagedRunner(
-        model,
-        shape,
-        num_pages=num_pages,
-        page_size=PAGE_SIZE,
-        max_context=120,
-        varlen=True,
-        fused=fused,
-    )
+    runner = make_varlen_runner(make_model(kind), num_pages=num_pages, page_size=PAGE_SIZE)
     if capture is not None:
         runner.use_graphs(capture, max_tokens)
     return runner

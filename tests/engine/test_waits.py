@@ -20,12 +20,9 @@ from torch.utils._pytree import tree_leaves
 from cluster.engine import attention
 from cluster.engine.base import Chunk
 from cluster.engine.engine import Engine
-from cluster.engine.fused import FusedDecoder
-from cluster.engine.runner import PagedRunner, use_paged_attention
 from cluster.engine.types import Doubt, Sample, SamplingParams, Score, Work, WorkEnd
-from cluster.errors import Unsupported
 
-from .factories import make_ids, make_model, run, stop_after
+from .factories import make_ids, make_model, make_varlen_runner, run, stop_after
 from .tape import varlen_kernel
 
 META = torch.device("meta")
@@ -86,14 +83,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
 def make_engine(kind: str, *, replays: bool) -> Engine:
     model = make_model(kind).to(META, torch.bfloat16)
-    shape = use_paged_attention(model)
-    try:
-        fused = FusedDecoder(model, shape.calls)
-    except Unsupported:
-        fused = None
-    runner = PagedRunner(
-        model, shape, num_pages=80, page_size=4, max_context=120, varlen=True, fused=fused
-    )
+    runner = make_varlen_runner(model, num_pages=80, page_size=4)
     if replays:
         runner.use_graphs(lambda run: run, 16)
     return Engine(runner, max_batch_tokens=64, min_shared_tokens=100)
